@@ -1,0 +1,56 @@
+# Every target explains itself: `make` or `make help`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+COMPOSE ?= docker compose
+.DEFAULT_GOAL := help
+.PHONY: help install demo test up down check lint format types imports bench chaos test-compose clean
+
+help:  ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check uv
+	@$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt --group dev -e '.[worker-cpu,local,demo]'
+	@touch $@
+
+install: $(VENV)/.installed  ## Make .venv and install Batchline with everything that tests and demo need
+
+demo: install  ## The whole system on this machine: real models, real rows, results checked; stops by itself
+	@$(BIN)/python examples/demo.py
+
+test: install  ## Every test but chaos; starts and stops its own Postgres and Valkey
+	@$(BIN)/python -m pytest
+
+up: install  ## Start the system and leave it running (API :8000, Flower :5555)
+	@$(BIN)/batchline up
+
+down: install  ## Stop what `make up` started
+	@$(BIN)/batchline down
+
+lint: install  ## ruff, every rule; exceptions stand with their reason in pyproject.toml
+	@$(BIN)/ruff check .
+
+format: install  ## Is the code formatted? (`ruff format .` mends it)
+	@$(BIN)/ruff format --check .
+
+types: install  ## pyright, strict
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+
+imports: install  ## import-linter: who may import whom
+	@$(BIN)/lint-imports
+
+check: lint format types imports test  ## All that CI runs
+
+bench: install  ## Side-by-side benchmarks: interleaved rounds, medians, ratios
+	@$(BIN)/python -m benchmarks
+
+chaos: install  ## Fault injection, the long form
+	@$(BIN)/python -m pytest tests/chaos -m '' -s
+
+test-compose:  ## docker-compose.yml for real: up, submit, result, down -v (COMPOSE=...)
+	@COMPOSE='$(COMPOSE)' tests/compose/run
+
+clean:  ## Remove .venv and caches (never .batchline, which holds data)
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

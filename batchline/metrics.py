@@ -1,0 +1,56 @@
+"""Every metric of every process: name, kind and meaning in one place."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+REGISTRY = CollectorRegistry()
+
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+REQUESTS = Counter(
+    "batchline_http_requests_total", "Answers, by route and status", ["route", "status"], registry=REGISTRY
+)
+SUBMITTED = Counter("batchline_jobs_submitted_total", "Jobs answered with 202 or 200", ["model"], registry=REGISTRY)
+REFUSED = Counter("batchline_jobs_refused_total", "Submits refused, by error code", ["code"], registry=REGISTRY)
+GROUP_SIZE = Histogram("batchline_commit_group_jobs", "Jobs per group commit", registry=REGISTRY, buckets=_ROWS)
+COMMIT_SECONDS = Histogram("batchline_commit_seconds", "Time of one group commit", registry=REGISTRY, buckets=_SECONDS)
+NUDGES = Counter(
+    "batchline_nudges_total",
+    "Nudges, by outcome: sent, marked (one is out already), failed",
+    ["outcome"],
+    registry=REGISTRY,
+)
+
+CLAIMED = Counter("batchline_jobs_claimed_total", "Jobs claimed", ["model"], registry=REGISTRY)
+FINISHED = Counter("batchline_jobs_finished_total", "Jobs finished, by status", ["model", "status"], registry=REGISTRY)
+STALE = Counter(
+    "batchline_stale_finishes_total", "Results dropped since the attempt was no longer ours", registry=REGISTRY
+)
+MICRO_BATCH_ROWS = Histogram(
+    "batchline_micro_batch_rows", "Rows per forward pass", ["model"], registry=REGISTRY, buckets=_ROWS
+)
+STAGE_SECONDS = Histogram(
+    "batchline_stage_seconds",
+    "Time by stage: claim, collate, device_wait, predict, write",
+    ["stage"],
+    registry=REGISTRY,
+    buckets=_SECONDS,
+)
+ROW_ERRORS = Counter(
+    "batchline_row_errors_total", "Rows that ended with an error of their own", ["model", "code"], registry=REGISTRY
+)
+MODELS_LOADED = Gauge("batchline_models_loaded_bytes", "Bytes of loaded models", registry=REGISTRY)
+
+CHORE_RUNS = Counter(
+    "batchline_chore_runs_total", "Runs of each chore, by outcome", ["chore", "outcome"], registry=REGISTRY
+)
+RESCUED = Counter("batchline_jobs_rescued_total", "Jobs taken back from workers whose lease expired", registry=REGISTRY)
+LEADER = Gauge("batchline_scheduler_leader", "1 while this process is the leader", registry=REGISTRY)
+
+
+def serve(port: int, host: str = "127.0.0.1") -> None:
+    """Answer GET /metrics on a thread of its own; port 0 switches it off."""
+    if port:
+        start_http_server(port, host, registry=REGISTRY)

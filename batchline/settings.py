@@ -1,0 +1,158 @@
+"""Settings: read from the environment once, checked together, frozen.
+
+Every variable is `BATCHLINE_<NAME>`, but for DATABASE_URL and REDIS_URL. Every one may also be given as a file
+(`..._FILE`), which is how secrets arrive in containers.
+"""
+
+from __future__ import annotations
+
+import os
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from batchline.errors import SettingsError
+
+_BARE = {"database_url", "redis_url"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One object for all four processes. Durations in seconds, sizes in bytes."""
+
+    database_url: str = ""
+    redis_url: str = ""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    metrics_port: int = 0
+    metrics_host: str = "127.0.0.1"
+    log_level: str = "INFO"
+
+    models: Path = Path("models")
+    """The model repository: NAME/VERSION/model.onnx and model.toml."""
+
+    pool: str = "cpu"
+    """Which pool this worker serves."""
+    device: str = "cpu"
+    """`cpu` or `cuda[:N]`; a silent fall-back from CUDA to CPU is an error."""
+    concurrency: int = 3
+    """Worker threads: one claims, one predicts, one writes."""
+    intra_op_threads: int = 1
+    models_limit_bytes: int = 4 * 2**30
+    """Loaded models are unloaded, least recently used first, above this."""
+
+    lease_s: float = 30.0
+    heartbeat_s: float = 10.0
+    sweep_s: float = 5.0
+    """How often expired leases are looked for."""
+    dispatch_s: float = 1.0
+    idle_poll_s: float = 1.0
+    """How often an idle worker asks Postgres by itself."""
+    leader_lease_s: float = 10.0
+    max_failures: int = 3
+    """Failures of its own (errors, crashes while alone) after which a job is failed."""
+
+    max_body_bytes: int = 10 * 2**20
+    max_rows: int = 1000
+    max_queued_rows_tenant: int = 1_000_000
+    max_queued_rows: int = 5_000_000
+    group_wait_s: float = 2.0
+    """The longest a submit waits for its group's commit before 503."""
+    group_bytes: int = 64 * 2**20
+    ttl_default_s: float = 0.0
+    """Deadline of a job that names none; 0 is none."""
+
+    results_kept_s: float = 7 * 86400.0
+    jobs_kept_s: float = 30 * 86400.0
+    idempotency_kept_s: float = 86400.0
+
+    connections: int = 6
+    """Postgres connections that this process may hold at most."""
+
+    def __post_init__(self) -> None:
+        wrong = list(_cross_checks(self))
+        if wrong:
+            raise SettingsError("\n".join(wrong))
+
+
+def _cross_checks(s: Settings) -> typing.Iterator[str]:
+    if s.heartbeat_s * 2 > s.lease_s:
+        yield f"BATCHLINE_HEARTBEAT_S ({s.heartbeat_s}) must be at most half of BATCHLINE_LEASE_S ({s.lease_s})."
+    if s.jobs_kept_s < s.results_kept_s:
+        yield f"BATCHLINE_JOBS_KEPT_S ({s.jobs_kept_s}) is less than BATCHLINE_RESULTS_KEPT_S ({s.results_kept_s})."
+    if s.device != "cpu" and not s.device.startswith("cuda"):
+        yield f"BATCHLINE_DEVICE is {s.device!r}; it must be cpu, cuda or cuda:N."
+    if s.connections < 3:
+        yield f"BATCHLINE_CONNECTIONS ({s.connections}) must be at least 3."
+    for name in ("lease_s", "heartbeat_s", "sweep_s", "dispatch_s", "idle_poll_s", "leader_lease_s", "group_wait_s"):
+        if getattr(s, name) <= 0:
+            yield f"BATCHLINE_{name.upper()} must be greater than 0."
+    for name in ("concurrency", "intra_op_threads", "max_failures", "max_body_bytes", "max_rows"):
+        if getattr(s, name) < 1:
+            yield f"BATCHLINE_{name.upper()} must be at least 1."
+
+
+def variable(field_name: str) -> str:
+    """The environment variable of a settings field."""
+    return field_name.upper() if field_name in _BARE else f"BATCHLINE_{field_name.upper()}"
+
+
+def _read(name: str, environ: Mapping[str, str]) -> str | None:
+    if name in environ:
+        return environ[name]
+    path = environ.get(f"{name}_FILE")
+    return Path(path).read_text(encoding="utf-8").strip() if path else None
+
+
+def _cast(text: str, kind: object) -> object:
+    if kind is int:
+        return int(text)
+    if kind is float:
+        return float(text)
+    if kind is Path:
+        return Path(text)
+    return text
+
+
+def load(
+    environ: Mapping[str, str] | None = None, *, needs: tuple[str, ...] = ("database_url", "redis_url")
+) -> Settings:
+    """Read the environment.
+
+    Args:
+        environ: variables; the process's own when absent.
+        needs: fields that must not be empty for this process.
+
+    Raises:
+        SettingsError: with every fault, one a line.
+    """
+    environ = os.environ if environ is None else environ
+    values: dict[str, object] = {}
+    wrong: list[str] = []
+    hints = typing.get_type_hints(Settings)
+    for field in fields(Settings):
+        name = variable(field.name)
+        text: str | None = None
+        try:
+            text = _read(name, environ)
+            if text is not None:
+                values[field.name] = _cast(text, hints[field.name])
+        except OSError as e:
+            wrong.append(f"{name}_FILE cannot be read: {e.strerror}.")
+        except ValueError:
+            wrong.append(f"{name} is {text!r}, which is no {hints[field.name].__name__}.")
+    wrong += [
+        f"{variable(n)} is not set; `batchline up` sets it, or name a server yourself."
+        for n in needs
+        if not values.get(n)
+    ]
+    try:
+        settings = Settings(**types.MappingProxyType(values))  # pyright: ignore[reportArgumentType]
+    except SettingsError as e:
+        raise SettingsError("\n".join([*wrong, e.detail])) from None
+    if wrong:
+        raise SettingsError("\n".join(wrong))
+    return settings

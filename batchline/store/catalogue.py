@@ -1,0 +1,127 @@
+"""The catalogue: tenants and their keys, models and their specs. Small tables, read rarely and cached by callers."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+
+import msgspec
+
+from batchline.errors import InvalidRequestError
+from batchline.model import ModelRecord, ModelSpec
+from batchline.store.postgres import Database
+
+SCOPES = ("submit", "read", "admin")
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who a key speaks for, and what it may do."""
+
+    key_id: int
+    tenant_id: int
+    tenant: str
+    scopes: frozenset[str]
+
+    def may(self, scope: str) -> bool:
+        return scope in self.scopes or "admin" in self.scopes
+
+
+@dataclass(frozen=True, slots=True)
+class KeyView:
+    """A key without its secret."""
+
+    id: int
+    tenant: str
+    name: str
+    scopes: str
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+def new_key() -> str:
+    """A fresh API key: 32 random bytes behind a prefix that secret scanners can look for."""
+    return "blk_" + secrets.token_urlsafe(32)
+
+
+def digest_of(key: str) -> bytes:
+    """What is stored of a key. Keys are random, so a plain hash is enough."""
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+
+
+_REGISTER_MODEL = """
+INSERT INTO models AS m (name, version, pool, spec) VALUES (%(name)s, %(version)s, %(pool)s, %(spec)s)
+ON CONFLICT (name, version) DO UPDATE SET pool = excluded.pool, spec = excluded.spec
+  WHERE m.spec ->> 'digest' = excluded.spec ->> 'digest'
+RETURNING id
+"""
+
+_MODELS = "SELECT id, spec::text, extract(epoch FROM created_at) FROM models ORDER BY name, version"
+
+_ADD_KEY = """
+WITH tenant AS (
+  INSERT INTO tenants (name) VALUES (%(tenant)s) ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING id
+)
+INSERT INTO api_keys (tenant_id, name, digest, scopes) SELECT id, %(name)s, %(digest)s, %(scopes)s FROM tenant
+ON CONFLICT (digest) DO UPDATE SET revoked_at = NULL RETURNING id
+"""
+
+_FIND_KEY = """
+SELECT k.id, t.id, t.name, k.scopes FROM api_keys k JOIN tenants t ON t.id = k.tenant_id
+WHERE k.digest = %(digest)s AND k.revoked_at IS NULL
+"""
+
+_KEYS = """
+SELECT k.id, t.name, k.name, k.scopes, k.created_at, k.revoked_at
+FROM api_keys k JOIN tenants t ON t.id = k.tenant_id ORDER BY k.id
+"""
+
+
+class Catalogue:
+    """See `batchline.store.contract.Catalogue`."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def register_model(self, spec: ModelSpec) -> int:
+        params = {
+            "name": spec.name,
+            "version": int(spec.version),
+            "pool": spec.policy.pool,
+            "spec": msgspec.json.encode(spec).decode(),
+        }
+        rows = self._db.run(_REGISTER_MODEL, params)
+        if not rows:
+            raise InvalidRequestError(
+                f"{spec.ref} is registered with other bytes; versions never change: import it as a new version."
+            )
+        return int(rows[0][0])
+
+    def models(self) -> list[ModelRecord]:
+        rows = self._db.run(_MODELS)
+        return [ModelRecord(i, msgspec.json.decode(spec, type=ModelSpec), float(at)) for i, spec, at in rows]
+
+    def add_key(self, key: str, *, tenant: str, name: str, scopes: tuple[str, ...]) -> int:
+        unknown = set(scopes) - set(SCOPES)
+        if unknown or not scopes:
+            raise InvalidRequestError(
+                f"Scopes are {', '.join(SCOPES)}; {', '.join(sorted(unknown)) or 'none'} was given."
+            )
+        params = {"tenant": tenant, "name": name, "digest": digest_of(key), "scopes": " ".join(scopes)}
+        return int(self._db.run(_ADD_KEY, params)[0][0])
+
+    def find_key(self, key: str) -> Principal | None:
+        rows = self._db.run(_FIND_KEY, {"digest": digest_of(key)})
+        if not rows:
+            return None
+        key_id, tenant_id, tenant, scopes = rows[0]
+        return Principal(key_id, tenant_id, tenant, frozenset(scopes.split()))
+
+    def keys(self) -> list[KeyView]:
+        return [KeyView(*row) for row in self._db.run(_KEYS)]
+
+    def revoke_key(self, key_id: int) -> bool:
+        sql = "UPDATE api_keys SET revoked_at = now() WHERE id = %(id)s AND revoked_at IS NULL RETURNING id"
+        return bool(self._db.run(sql, {"id": key_id}))

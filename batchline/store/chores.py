@@ -1,0 +1,169 @@
+"""What the scheduler does to jobs: rescue, release, expire, prune, count. Safe under two leaders at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from batchline.job import Lane, Move, guard
+from batchline.store.postgres import Database
+
+_STEP = 10_000
+"""Rows a chore moves in one statement."""
+
+# A crash in company proves nothing: the job becomes suspect. Only a crash while exposed, alone in a forward pass,
+# counts towards poison.
+_RESCUE = f"""
+WITH lost AS MATERIALIZED (
+  SELECT j.id FROM jobs j JOIN workers w ON w.id = j.worker_id
+  WHERE {guard(Move.RESCUE)} AND w.lease_until < now() ORDER BY j.id LIMIT %(step)s FOR UPDATE OF j SKIP LOCKED
+), u AS (
+  UPDATE jobs j SET worker_id = NULL, exposed = false, suspect = true, failures = j.failures + j.exposed::int,
+    status = CASE WHEN j.exposed AND j.failures + 1 >= %(max)s THEN 'failed' ELSE 'queued' END::job_status,
+    finished_at = CASE WHEN j.exposed AND j.failures + 1 >= %(max)s THEN now() END,
+    rows_failed = CASE WHEN j.exposed AND j.failures + 1 >= %(max)s THEN j.rows ELSE 0 END,
+    code = CASE WHEN j.exposed AND j.failures + 1 >= %(max)s THEN 'poison' END,
+    run_at = CASE WHEN j.exposed AND j.failures + 1 < %(max)s THEN now() + j.failures * interval '1 second' END
+  FROM lost WHERE j.id = lost.id AND {guard(Move.RESCUE)}
+  RETURNING j.id, j.status, j.rows
+), r AS (
+  INSERT INTO job_results (job_id, errors)
+  SELECT u.id, (SELECT json_agg(json_build_object('row', n, 'code', 'poison', 'message',
+                  'The worker process died each time this job ran alone; it is not tried again.'))
+                FROM generate_series(0, u.rows - 1) n)
+  FROM u WHERE u.status = 'failed' ORDER BY u.id
+)
+SELECT id, status::text FROM u
+"""
+
+_EXPIRE = f"""
+WITH late AS MATERIALIZED (
+  SELECT j.id FROM jobs j WHERE {guard(Move.EXPIRE)} AND j.deadline_at <= now()
+  ORDER BY j.id LIMIT %(step)s FOR UPDATE SKIP LOCKED
+)
+UPDATE jobs j SET status = 'expired', finished_at = now() FROM late WHERE j.id = late.id AND {guard(Move.EXPIRE)}
+RETURNING j.id
+"""
+
+_RELEASE = """
+WITH due AS MATERIALIZED (
+  SELECT j.id FROM jobs j WHERE j.status = 'queued' AND j.run_at <= now()
+  ORDER BY j.id LIMIT %(step)s FOR UPDATE SKIP LOCKED
+)
+UPDATE jobs j SET run_at = NULL FROM due WHERE j.id = due.id AND j.status = 'queued' RETURNING j.id
+"""
+
+# One probe of the claim index per model and lane, however long the queues are.
+_WAITING = """
+SELECT DISTINCT m.pool, l.lane::text FROM models m CROSS JOIN (VALUES ('online'::job_lane), ('bulk')) AS l(lane)
+WHERE EXISTS (SELECT 1 FROM jobs j WHERE j.model_id = m.id AND j.lane = l.lane
+                AND j.status = 'queued' AND j.run_at IS NULL AND NOT j.suspect)
+   OR (l.lane = 'online' AND EXISTS (SELECT 1 FROM jobs j WHERE j.model_id = m.id
+                AND j.status = 'queued' AND j.run_at IS NULL AND j.suspect))
+"""
+
+# Ids sort by time of creation, so both prunes walk the primary key from its old end.
+_PRUNE_RESULTS = """
+WITH old AS MATERIALIZED (
+  SELECT j.id FROM jobs j WHERE NOT j.result_pruned AND j.finished_at < now() - %(kept)s * interval '1 second'
+  ORDER BY j.id LIMIT %(step)s FOR UPDATE SKIP LOCKED
+), i AS (DELETE FROM job_inputs USING old WHERE job_id = old.id
+), r AS (DELETE FROM job_results USING old WHERE job_id = old.id)
+UPDATE jobs j SET result_pruned = true FROM old WHERE j.id = old.id RETURNING j.id
+"""
+
+_PRUNE_JOBS = """
+WITH old AS MATERIALIZED (
+  SELECT j.id FROM jobs j WHERE j.result_pruned AND j.finished_at < now() - %(kept)s * interval '1 second'
+  ORDER BY j.id LIMIT %(step)s FOR UPDATE SKIP LOCKED
+)
+DELETE FROM jobs USING old WHERE jobs.id = old.id RETURNING jobs.id
+"""
+
+_PRUNE_KEYS = """
+WITH old AS MATERIALIZED (
+  SELECT tenant_id, key FROM idempotency_keys WHERE created_at < now() - %(kept)s * interval '1 second'
+  ORDER BY tenant_id, key LIMIT %(step)s FOR UPDATE SKIP LOCKED
+)
+DELETE FROM idempotency_keys k USING old WHERE k.tenant_id = old.tenant_id AND k.key = old.key RETURNING 1
+"""
+
+_PRUNE_WORKERS = """
+DELETE FROM workers w WHERE w.lease_until < now() - interval '1 day'
+  AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.worker_id = w.id AND j.status = 'running') RETURNING 1
+"""
+
+# One process counts at a time: whoever finds the mark older than the interval and unlocked.
+_COUNT = """
+WITH turn AS MATERIALIZED (
+  UPDATE chore_marks SET at = clock_timestamp() WHERE name = 'backlog' AND at < now() - %(every)s * interval '1 second'
+    AND name IN (SELECT name FROM chore_marks WHERE name = 'backlog' FOR UPDATE SKIP LOCKED)
+  RETURNING 1
+), counted AS MATERIALIZED (
+  SELECT tenant_id, model_id, lane, count(*) AS jobs, sum(rows) AS rows, min(created_at) AS oldest_at
+  FROM jobs WHERE status = 'queued' AND EXISTS (SELECT 1 FROM turn) GROUP BY 1, 2, 3
+), gone AS (
+  DELETE FROM backlog b WHERE EXISTS (SELECT 1 FROM turn)
+    AND NOT EXISTS (SELECT 1 FROM counted c WHERE (c.tenant_id, c.model_id, c.lane) = (b.tenant_id, b.model_id, b.lane))
+)
+INSERT INTO backlog AS b SELECT * FROM counted ON CONFLICT (tenant_id, model_id, lane)
+  DO UPDATE SET jobs = excluded.jobs, rows = excluded.rows, oldest_at = excluded.oldest_at
+"""
+
+_BACKLOG = """
+SELECT b.tenant_id, b.model_id, m.pool, b.lane::text, b.jobs, b.rows, extract(epoch FROM now() - b.oldest_at)
+FROM backlog b JOIN models m ON m.id = b.model_id
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Queued work of one tenant, model and lane at the last count."""
+
+    tenant_id: int
+    model_id: int
+    pool: str
+    lane: Lane
+    jobs: int
+    rows: int
+    oldest_age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rescued:
+    """What one rescue did: jobs queued again as suspects, and jobs given up as poison."""
+
+    requeued: int
+    poisoned: int
+
+
+class Chores:
+    """See `batchline.store.contract.Chores`."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def rescue(self, *, max_failures: int) -> Rescued:
+        rows = self._db.run(_RESCUE, {"max": max_failures, "step": _STEP})
+        poisoned = sum(status == "failed" for _, status in rows)
+        return Rescued(requeued=len(rows) - poisoned, poisoned=poisoned)
+
+    def expire(self) -> int:
+        return len(self._db.run(_EXPIRE, {"step": _STEP}))
+
+    def release(self) -> int:
+        return len(self._db.run(_RELEASE, {"step": _STEP}))
+
+    def waiting(self) -> list[tuple[str, Lane]]:
+        return [(pool, Lane(lane)) for pool, lane in self._db.run(_WAITING)]
+
+    def prune(self, *, results_kept_s: float, jobs_kept_s: float, keys_kept_s: float) -> int:
+        steps = ((_PRUNE_RESULTS, results_kept_s), (_PRUNE_JOBS, jobs_kept_s), (_PRUNE_KEYS, keys_kept_s))
+        pruned = sum(len(self._db.run(sql, {"kept": kept, "step": _STEP})) for sql, kept in steps)
+        return pruned + len(self._db.run(_PRUNE_WORKERS))
+
+    def count_backlog(self, *, every_s: float) -> None:
+        self._db.run(_COUNT, {"every": every_s})
+
+    def backlog(self) -> list[Backlog]:
+        rows = self._db.run(_BACKLOG)
+        return [Backlog(t, m, pool, Lane(lane), jobs, int(n), float(age)) for t, m, pool, lane, jobs, n, age in rows]

@@ -1,0 +1,209 @@
+"""Jobs in a worker's hands: claim, expose, finish, retry, give back. Every statement carries the fence."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from batchline.job import ClaimedJob, FinishedJob, Lane, Move, guard
+from batchline.store.postgres import Database, columns
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The first waiting job of one model: what a worker chooses its next model by."""
+
+    model_id: int
+    rank: int
+    suspect: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What one claim brought: the jobs, and whether it left work behind."""
+
+    jobs: list[ClaimedJob]
+    more: bool
+
+
+# A claim lost in a crash of Postgres is a job that is still queued, so it need not wait for the disk.
+_NO_SYNC = "off AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true))"
+
+_LIVE = """live AS MATERIALIZED (
+  SELECT w.id FROM workers w, off WHERE w.id = %(worker)s AND w.lease_until > now() AND NOT w.draining)"""
+
+_TAKE = f"""
+  UPDATE jobs j SET status = 'running', attempt = j.attempt + 1, worker_id = %(worker)s, started_at = now(),
+    exposed = false
+  FROM fit WHERE j.id = fit.id AND {guard(Move.CLAIM)}
+  RETURNING j.id, j.tenant_id, j.model_id, j.attempt, j.failures, j.rows, j.suspect, j.rank,
+    extract(epoch FROM now() - j.created_at) * 1000 AS queued_ms
+"""
+
+# Jobs are taken in order of rank while their rows fit; the first one always fits.
+_CLAIM = f"""
+WITH {_NO_SYNC}, {_LIVE}, c AS MATERIALIZED (
+  SELECT j.id, j.rows, j.rank FROM jobs j
+  WHERE j.model_id = %(model)s AND j.lane = %(lane)s AND j.rank >= %(floor)s
+    AND j.status = 'queued' AND j.run_at IS NULL AND NOT j.suspect AND EXISTS (SELECT 1 FROM live)
+  ORDER BY j.rank LIMIT %(rows)s + 1 FOR UPDATE OF j SKIP LOCKED
+), summed AS (
+  SELECT id, sum(rows) OVER (ORDER BY rank, id) AS total, row_number() OVER (ORDER BY rank, id) AS n FROM c
+), fit AS MATERIALIZED (SELECT id FROM summed WHERE total <= %(rows)s OR n = 1 ORDER BY id
+), u AS ({_TAKE})
+SELECT u.*, i.payload, (SELECT count(*) FROM c) FROM u JOIN job_inputs i ON i.job_id = u.id ORDER BY u.rank, u.id
+"""
+
+_CLAIM_SUSPECT = f"""
+WITH {_NO_SYNC}, {_LIVE}, fit AS MATERIALIZED (
+  SELECT j.id FROM jobs j WHERE j.model_id = %(model)s AND j.status = 'queued' AND j.run_at IS NULL AND j.suspect
+    AND EXISTS (SELECT 1 FROM live)
+  ORDER BY j.rank LIMIT 1 FOR UPDATE OF j SKIP LOCKED
+), u AS ({_TAKE})
+SELECT u.*, i.payload, 1 FROM u JOIN job_inputs i ON i.job_id = u.id
+"""
+
+_HEADS = """
+SELECT m.id, h.rank, h.suspect FROM models m CROSS JOIN LATERAL (
+  (SELECT j.rank, false AS suspect FROM jobs j WHERE j.model_id = m.id AND j.lane = %(lane)s AND j.rank >= %(floor)s
+     AND j.status = 'queued' AND j.run_at IS NULL AND NOT j.suspect ORDER BY j.rank LIMIT 1)
+  UNION ALL
+  (SELECT j.rank, true FROM jobs j WHERE j.model_id = m.id
+     AND j.status = 'queued' AND j.run_at IS NULL AND j.suspect ORDER BY j.rank LIMIT 1)
+) h WHERE m.pool = %(pool)s ORDER BY h.rank
+"""
+
+_MINE = "j.worker_id = %(worker)s AND j.attempt = t.attempt"
+
+_EXPOSE = f"""
+WITH {_NO_SYNC}
+UPDATE jobs j SET exposed = true FROM off, unnest(%(id)s::uuid[], %(attempt)s::int[]) AS t(id, attempt)
+WHERE j.id = t.id AND {_MINE} AND {guard(Move.FINISH)} RETURNING j.id
+"""
+
+# A job that was cancelled, rescued or claimed again drops out at `mine`; its result is not written. The second half
+# of the answer is for a repeat after a lost reply: what this very attempt has already finished counts as finished.
+_FINISH = f"""
+WITH t AS MATERIALIZED (
+  SELECT * FROM unnest(%(id)s::uuid[], %(attempt)s::int[], %(status)s::job_status[], %(outputs)s::text[],
+                       %(errors)s::text[], %(timings)s::text[], %(rows_failed)s::int[], %(code)s::text[])
+    AS t(id, attempt, status, outputs, errors, timings, rows_failed, code)
+), mine AS MATERIALIZED (
+  SELECT j.id FROM jobs j JOIN t ON j.id = t.id WHERE {_MINE} AND {guard(Move.FINISH)} ORDER BY j.id FOR UPDATE OF j
+), u AS (
+  UPDATE jobs j SET status = t.status, finished_at = now(), rows_failed = t.rows_failed, code = t.code, exposed = false
+  FROM mine, t WHERE j.id = mine.id AND t.id = mine.id AND {_MINE} AND {guard(Move.FINISH)} RETURNING j.id
+), r AS (
+  INSERT INTO job_results (job_id, outputs, errors, timings)
+  SELECT t.id, t.outputs::json, t.errors::json, t.timings::json FROM t JOIN u ON u.id = t.id ORDER BY t.id
+)
+SELECT id FROM u
+UNION SELECT j.id FROM jobs j JOIN t ON j.id = t.id WHERE {_MINE} AND j.status IN ('succeeded', 'failed')
+"""
+
+_RETRY = f"""
+WITH t AS MATERIALIZED (
+  SELECT * FROM unnest(%(id)s::uuid[], %(attempt)s::int[], %(delay)s::float8[], %(code)s::text[], %(error)s::text[])
+    AS t(id, attempt, delay_s, code, error)
+), mine AS MATERIALIZED (
+  SELECT j.id FROM jobs j JOIN t ON j.id = t.id WHERE {_MINE} AND {guard(Move.RETRY)} ORDER BY j.id FOR UPDATE OF j
+), u AS (
+  UPDATE jobs j SET failures = j.failures + 1, exposed = false, worker_id = NULL,
+    status = CASE WHEN j.failures + 1 >= %(max)s THEN 'failed' ELSE 'queued' END::job_status,
+    finished_at = CASE WHEN j.failures + 1 >= %(max)s THEN now() END,
+    rows_failed = CASE WHEN j.failures + 1 >= %(max)s THEN j.rows ELSE 0 END,
+    code = CASE WHEN j.failures + 1 >= %(max)s THEN t.code END,
+    run_at = CASE WHEN j.failures + 1 >= %(max)s THEN NULL ELSE now() + t.delay_s * interval '1 second' END
+  FROM mine, t WHERE j.id = mine.id AND t.id = mine.id AND {_MINE} AND {guard(Move.RETRY)}
+  RETURNING j.id, j.status, j.rows, t.code, t.error
+), r AS (
+  INSERT INTO job_results (job_id, errors)
+  SELECT u.id, (SELECT json_agg(json_build_object('row', n, 'code', u.code, 'message', u.error))
+                FROM generate_series(0, u.rows - 1) n)
+  FROM u WHERE u.status = 'failed' ORDER BY u.id
+)
+SELECT id, status::text FROM u
+"""
+
+_GIVE_BACK = f"""
+WITH mine AS MATERIALIZED (
+  SELECT j.id FROM jobs j JOIN unnest(%(id)s::uuid[], %(attempt)s::int[]) AS t(id, attempt) ON j.id = t.id
+  WHERE {_MINE} AND {guard(Move.GIVE_BACK)} ORDER BY j.id FOR UPDATE OF j
+)
+UPDATE jobs j SET status = 'queued', worker_id = NULL, started_at = NULL, exposed = false FROM mine
+WHERE j.id = mine.id AND j.worker_id = %(worker)s AND {guard(Move.GIVE_BACK)} RETURNING j.id
+"""
+
+_RECONCILE = f"""
+WITH mine AS MATERIALIZED (
+  SELECT j.id FROM jobs j WHERE j.worker_id = %(worker)s AND {guard(Move.GIVE_BACK)} AND j.id <> ALL(%(held)s::uuid[])
+  ORDER BY j.id FOR UPDATE OF j
+)
+UPDATE jobs j SET status = 'queued', worker_id = NULL, started_at = NULL, exposed = false FROM mine
+WHERE j.id = mine.id AND j.worker_id = %(worker)s AND {guard(Move.GIVE_BACK)} RETURNING j.id
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A claimed job that could not be run this time, and why; tried again after `delay_s` while its budget lasts."""
+
+    id: uuid.UUID
+    attempt: int
+    code: str
+    message: str
+    delay_s: float
+
+
+class Claims:
+    """See `batchline.store.contract.Claims`."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def heads(self, pool: str, lane: Lane, *, floor: int = 0) -> list[Head]:
+        rows = self._db.run(_HEADS, {"pool": pool, "lane": lane.value, "floor": floor})
+        return [Head(*row) for row in rows]
+
+    def claim(self, worker_id: uuid.UUID, model_id: int, lane: Lane, *, rows: int, floor: int = 0) -> Claim:
+        params = {"worker": worker_id, "model": model_id, "lane": lane.value, "rows": rows, "floor": floor}
+        return _claimed(self._db.run(_CLAIM, params, repeat=False))
+
+    def claim_suspect(self, worker_id: uuid.UUID, model_id: int) -> Claim:
+        return _claimed(self._db.run(_CLAIM_SUSPECT, {"worker": worker_id, "model": model_id}, repeat=False))
+
+    def expose(self, worker_id: uuid.UUID, job: ClaimedJob) -> bool:
+        rows = self._db.run(_EXPOSE, {"worker": worker_id, "id": [job.id], "attempt": [job.attempt]})
+        return bool(rows)
+
+    def finish(self, worker_id: uuid.UUID, jobs: Sequence[FinishedJob]) -> set[uuid.UUID]:
+        names = ("id", "attempt", "status", "outputs", "errors", "timings", "rows_failed", "code")
+        records = [
+            (j.id, j.attempt, j.status.value, j.outputs, j.errors, j.timings, j.rows_failed, j.code) for j in jobs
+        ]
+        params: dict[str, object] = dict(zip(names, columns(records, len(names)), strict=True))
+        return {row[0] for row in self._db.run(_FINISH, {**params, "worker": worker_id})}
+
+    def retry(self, worker_id: uuid.UUID, failures: Sequence[Failure], *, max_failures: int) -> dict[uuid.UUID, str]:
+        names = ("id", "attempt", "delay", "code", "error")
+        records = [(f.id, f.attempt, f.delay_s, f.code, f.message) for f in failures]
+        params: dict[str, object] = dict(zip(names, columns(records, len(names)), strict=True))
+        rows = self._db.run(_RETRY, {**params, "worker": worker_id, "max": max_failures})
+        return {row[0]: row[1] for row in rows}
+
+    def give_back(self, worker_id: uuid.UUID, jobs: Sequence[ClaimedJob]) -> set[uuid.UUID]:
+        params = {"worker": worker_id, "id": [j.id for j in jobs], "attempt": [j.attempt for j in jobs]}
+        return {row[0] for row in self._db.run(_GIVE_BACK, params)}
+
+    def reconcile(self, worker_id: uuid.UUID, held: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+        return {row[0] for row in self._db.run(_RECONCILE, {"worker": worker_id, "held": list(held)})}
+
+
+def _claimed(rows: list[tuple[Any, ...]]) -> Claim:
+    jobs = [
+        ClaimedJob(job_id, tenant, model, attempt, failures, n, suspect, float(queued_ms), bytes(payload))
+        for job_id, tenant, model, attempt, failures, n, suspect, _rank, queued_ms, payload, _seen in rows
+    ]
+    return Claim(jobs, more=bool(rows) and rows[0][-1] > len(rows))

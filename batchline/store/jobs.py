@@ -1,0 +1,200 @@
+"""Jobs as clients see them: submit in groups, read in groups, list, cancel."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any, cast
+
+import psycopg2
+
+from batchline.errors import BatchlineError, ConflictError, InvalidRequestError, KeyReusedError
+from batchline.job import Admitted, JobView, Lane, Move, NewJob, Status, guard
+from batchline.store.postgres import Database, Row, columns
+
+POSITION_LIMIT = 1000
+"""Queue positions are counted exactly up to here."""
+
+# Ids are minted before, so a lost COMMIT reply is answered by sending the same statement again. Keys and jobs are
+# inserted in key order: two processes inserting the same keys in opposite order would deadlock.
+_SUBMIT = """
+WITH new AS MATERIALIZED (
+  SELECT * FROM unnest(%(id)s::uuid[], %(tenant)s::int[], %(model)s::int[], %(lane)s::job_lane[],
+                       %(priority)s::smallint[], %(rank)s::bigint[], %(rows)s::int[],
+                       %(payload)s::bytea[], %(metadata)s::text[], %(deadline)s::timestamptz[],
+                       %(key)s::text[], %(hash)s::bytea[])
+    AS t(id, tenant_id, model_id, lane, priority, rank, rows, payload, metadata, deadline_at, key, body_hash)
+), keyed AS (
+  INSERT INTO idempotency_keys (tenant_id, key, body_hash, job_id)
+  SELECT DISTINCT ON (tenant_id, key) tenant_id, key, body_hash, id
+  FROM new WHERE key IS NOT NULL ORDER BY tenant_id, key, id
+  ON CONFLICT DO NOTHING RETURNING job_id
+), accepted AS MATERIALIZED (
+  SELECT * FROM new WHERE key IS NULL OR id IN (SELECT job_id FROM keyed)
+), inserted AS (
+  INSERT INTO jobs (id, tenant_id, model_id, lane, status, priority, rank, rows, metadata, deadline_at)
+  SELECT id, tenant_id, model_id, lane, 'queued', priority, rank, rows, metadata, deadline_at FROM accepted ORDER BY id
+  ON CONFLICT (id) DO NOTHING
+), kept AS (
+  INSERT INTO job_inputs (job_id, payload) SELECT id, payload FROM accepted ORDER BY id ON CONFLICT (job_id) DO NOTHING
+)
+SELECT id FROM accepted
+"""
+
+_KEYS = """
+SELECT k.tenant_id, k.key, k.body_hash, k.job_id FROM idempotency_keys k
+JOIN unnest(%(tenant)s::int[], %(key)s::text[]) AS t(tenant_id, key) USING (tenant_id, key)
+"""
+
+_VIEW = """
+SELECT j.id, j.tenant_id, m.name, m.version::text, j.status::text, j.lane::text, j.priority, j.rows,
+       j.rows_failed, j.attempt, j.suspect, j.code, j.created_at, j.started_at, j.finished_at, j.deadline_at, j.run_at,
+       j.metadata,
+       r.outputs::text, r.errors::text, r.timings::text,
+       CASE WHEN j.status = 'queued' THEN (
+         SELECT count(*) FROM (
+           SELECT 1 FROM jobs q WHERE q.model_id = j.model_id AND q.lane = j.lane AND q.rank < j.rank
+           AND q.status = 'queued' AND q.run_at IS NULL AND NOT q.suspect LIMIT {limit} + 1) ahead) END,
+       j.result_pruned
+FROM jobs j JOIN models m ON m.id = j.model_id
+"""
+_WITH_RESULTS = _VIEW.format(limit=POSITION_LIMIT) + "LEFT JOIN job_results r ON r.job_id = j.id "
+# A list shows no outputs: a page of 100 large results would be a body of its own kind.
+_WITHOUT_RESULTS = _VIEW.format(limit=POSITION_LIMIT).replace(
+    "r.outputs::text, r.errors::text, r.timings::text", "NULL, NULL, NULL"
+)
+
+_READ = _WITH_RESULTS + "WHERE j.id = ANY(%(ids)s::uuid[])"
+
+_LIST = (
+    _WITHOUT_RESULTS
+    + """WHERE j.tenant_id = %(tenant)s
+  AND (%(status)s::job_status IS NULL OR j.status = %(status)s::job_status)
+  AND (%(model)s::text IS NULL OR m.name = %(model)s)
+  AND (%(after)s::uuid IS NULL OR j.id < %(after)s::uuid)
+ORDER BY j.id DESC LIMIT %(limit)s"""
+)
+
+_DONE = (
+    "SELECT id FROM jobs WHERE id = ANY(%(ids)s::uuid[]) AND status IN ('succeeded', 'failed', 'cancelled', 'expired')"
+)
+
+_CANCEL = f"""
+WITH c AS MATERIALIZED (
+  SELECT j.id FROM jobs j WHERE j.id = ANY(%(ids)s::uuid[]) AND j.tenant_id = %(tenant)s AND {guard(Move.CANCEL)}
+  ORDER BY j.id FOR UPDATE
+)
+UPDATE jobs j SET status = 'cancelled', finished_at = now(), exposed = false FROM c
+WHERE j.id = c.id AND {guard(Move.CANCEL)} RETURNING j.id
+"""
+
+
+class Jobs:
+    """See `batchline.store.contract.Jobs`."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def submit(self, jobs: Sequence[NewJob]) -> list[Admitted | BatchlineError]:
+        try:
+            accepted = {row[0] for row in self._db.run(_SUBMIT, _columns_of(jobs))}
+        except psycopg2.errors.LockNotAvailable:
+            if len(jobs) == 1:
+                return [ConflictError("This Idempotency-Key is in flight elsewhere; try again.", retry_after_s=1.0)]
+            return self._split(jobs)
+        except (psycopg2.DataError, psycopg2.IntegrityError, ValueError) as e:
+            if len(jobs) == 1:
+                return [_refusal(e)]
+            return self._split(jobs)
+        left = [job for job in jobs if job.id not in accepted]
+        first = self._first_of_keys(left) if left else {}
+        return [_outcome(job, accepted, first) for job in jobs]
+
+    def _split(self, jobs: Sequence[NewJob]) -> list[Admitted | BatchlineError]:
+        """One submit spoils the group: halve until it is alone."""
+        middle = len(jobs) // 2
+        return [*self.submit(jobs[:middle]), *self.submit(jobs[middle:])]
+
+    def _first_of_keys(self, jobs: Sequence[NewJob]) -> dict[tuple[int, str], tuple[bytes, uuid.UUID]]:
+        rows = self._db.run(_KEYS, {"tenant": [j.tenant_id for j in jobs], "key": [j.idempotency_key for j in jobs]})
+        return {(tenant, key): (bytes(body_hash), job_id) for tenant, key, body_hash, job_id in rows}
+
+    def read(self, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, JobView]:
+        return {row[0]: _view(row) for row in self._db.run(_READ, {"ids": list(ids)})}
+
+    def list(
+        self, tenant_id: int, *, status: Status | None, model: str | None, after: uuid.UUID | None, limit: int
+    ) -> list[JobView]:
+        rows = self._db.run(
+            _LIST, {"tenant": tenant_id, "status": status, "model": model, "after": after, "limit": limit}
+        )
+        return [_view(row) for row in rows]
+
+    def terminal(self, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+        return {row[0] for row in self._db.run(_DONE, {"ids": list(ids)})}
+
+    def cancel(self, tenant_id: int, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+        return {row[0] for row in self._db.run(_CANCEL, {"tenant": tenant_id, "ids": list(ids)})}
+
+
+def _columns_of(jobs: Sequence[NewJob]) -> dict[str, object]:
+    names = (
+        "id",
+        "tenant",
+        "model",
+        "lane",
+        "priority",
+        "rank",
+        "rows",
+        "payload",
+        "metadata",
+        "deadline",
+        "key",
+        "hash",
+    )
+    records = [
+        (
+            j.id,
+            j.tenant_id,
+            j.model_id,
+            j.lane.value,
+            j.priority,
+            j.rank,
+            j.rows,
+            psycopg2.Binary(j.payload),
+            j.metadata,
+            j.deadline_at,
+            j.idempotency_key,
+            psycopg2.Binary(j.body_hash) if j.body_hash is not None else None,
+        )
+        for j in jobs
+    ]
+    return dict(zip(names, columns(records, len(names)), strict=True))
+
+
+def _outcome(
+    job: NewJob, accepted: set[uuid.UUID], first: dict[tuple[int, str], tuple[bytes, uuid.UUID]]
+) -> Admitted | BatchlineError:
+    if job.id in accepted:
+        return Admitted(job.id)
+    found = first.get((job.tenant_id, job.idempotency_key or ""))
+    if found is None:
+        return ConflictError("This Idempotency-Key is in flight elsewhere; try again.", retry_after_s=1.0)
+    body_hash, job_id = found
+    if body_hash != job.body_hash:
+        return KeyReusedError("This Idempotency-Key was used with another body; use a new key for a new request.")
+    return Admitted(job_id, replayed=job_id != job.id)
+
+
+def _refusal(error: Exception) -> BatchlineError:
+    refused = InvalidRequestError("The request has a value that cannot be stored.")
+    refused.__cause__ = error
+    return refused
+
+
+def _view(row: Row) -> JobView:
+    *fields, position, pruned = row
+    fields[4], fields[5] = Status(fields[4]), Lane(fields[5])
+    if position is not None and position > POSITION_LIMIT:
+        position = None
+    return JobView(*cast("Any", fields), position, pruned)

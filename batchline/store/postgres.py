@@ -1,0 +1,137 @@
+"""The connection to Postgres: pool, timeouts, retries of what is safe to repeat, errors in our own words.
+
+Every call is one short autocommitted statement unless it says otherwise, so it works behind a pgbouncer in
+transaction mode, and no transaction of ours stays open.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+import psycopg2
+import psycopg2.extensions
+import psycopg2.extras
+from sqlalchemy import create_engine
+from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from batchline.errors import StoreUnavailableError
+
+log = logging.getLogger("batchline.store")
+T = TypeVar("T")
+Row = tuple[Any, ...]
+Params = Mapping[str, object]
+
+_DEADLOCK, _SERIALIZATION = "40P01", "40001"
+_TRIES = 5
+
+psycopg2.extras.register_uuid()
+
+
+def _connect_args(statement_timeout_s: float) -> dict[str, object]:
+    return {
+        "connect_timeout": 5,
+        "keepalives": 1,
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 15_000,
+        "application_name": "batchline",
+        "options": f"-c statement_timeout={int(statement_timeout_s * 1000)} -c lock_timeout=2000 "
+        "-c idle_in_transaction_session_timeout=5000 -c jit=off",
+    }
+
+
+class Database:
+    """A small pool of connections and one way to run a statement."""
+
+    def __init__(self, url: str, *, connections: int = 6, statement_timeout_s: float = 30.0) -> None:
+        driver_url = make_url(url).set(drivername="postgresql+psycopg2")
+        self.engine: Engine = create_engine(
+            driver_url,
+            pool_size=connections,
+            max_overflow=0,
+            pool_timeout=5.0,
+            isolation_level="AUTOCOMMIT",
+            connect_args=_connect_args(statement_timeout_s),
+        )
+
+    def run(self, sql: str, params: Params | None = None, *, repeat: bool = True) -> list[Row]:
+        """Run one statement and return its rows.
+
+        Args:
+            sql: one statement with %(name)s parameters.
+            params: their values.
+            repeat: whether running it again after a lost connection does no harm. Deadlocks and serialization
+                failures are repeated in any case: the server has rolled them back.
+
+        Raises:
+            StoreUnavailableError: Postgres cannot be reached, or gave up on us.
+            psycopg2.Error: the statement itself is at fault (bad data, a bug).
+        """
+        return self._repeated(lambda: self._once(sql, params), repeat=repeat)
+
+    def _once(self, sql: str, params: Params | None) -> list[Row]:
+        connection = self.engine.raw_connection()
+        driver = cast("psycopg2.extensions.connection", connection.driver_connection)
+        try:
+            with driver.cursor() as cursor:
+                cursor.execute(sql, params)
+                return cursor.fetchall() if cursor.description else []
+        except (psycopg2.OperationalError, psycopg2.InterfaceError) as e:
+            if driver.closed:
+                # The server went away: the other idle connections are as dead as this one.
+                connection.invalidate(e)
+                self.engine.dispose()
+            raise
+        finally:
+            connection.close()
+
+    def _repeated(self, work: Callable[[], T], *, repeat: bool) -> T:
+        for attempt in range(1, _TRIES + 1):
+            try:
+                return work()
+            except (psycopg2.OperationalError, psycopg2.InterfaceError, DBAPIError, PoolTimeoutError) as e:
+                cause = e.orig if isinstance(e, DBAPIError) else e
+                if _may_repeat(cause, repeat=repeat, attempt=attempt):
+                    time.sleep(random.uniform(0.0, 0.02) * attempt)
+                    continue
+                if isinstance(cause, psycopg2.Error | PoolTimeoutError):
+                    raise StoreUnavailableError(f"Postgres did not answer ({_short(cause)}); try again.") from e
+                raise
+        raise AssertionError("unreachable")
+
+    def ping(self) -> None:
+        """Raise StoreUnavailableError unless Postgres answers."""
+        self.run("SELECT 1")
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def _may_repeat(error: BaseException | None, *, repeat: bool, attempt: int) -> bool:
+    code = getattr(error, "pgcode", None)
+    if code in (_DEADLOCK, _SERIALIZATION):
+        return attempt < _TRIES
+    # The server went away while a pooled connection slept: one fresh connection tells.
+    lost = code is None or str(code).startswith(("08", "57P"))
+    return lost and repeat and attempt < 3 and isinstance(error, psycopg2.Error)
+
+
+def _short(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def columns(records: Sequence[Sequence[object]], width: int) -> list[list[object]]:
+    """Turn records into one list a column, which is what unnest() wants.
+
+    Args:
+        records: N records of `width` fields.
+        width: number of columns; given since N may be 0.
+    """
+    return [[record[i] for record in records] for i in range(width)]
