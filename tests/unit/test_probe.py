@@ -345,6 +345,7 @@ def test_command_prints_json_and_tells_by_its_exit_status(saved):
 
 def test_process_may_not_take_the_machines_memory():
     """The command bounds itself before it opens a file: what a parser asks for beyond that is refused."""
-    code = "import workers.probe as p; p._bound_this_process(); bytearray(2**36)"
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
-    assert "MemoryError" in done.stderr
+    code = "import workers.probe as p; p.probe = lambda path: bool(bytearray(2**36)); raise SystemExit(p.main(['m']))"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, timeout=60)
+    assert done.returncode == 1
+    assert "more memory" in json.loads(done.stdout)["error"]
