@@ -343,9 +343,25 @@ def test_command_prints_json_and_tells_by_its_exit_status(saved):
     assert run()[0] == 2
 
 
-def test_process_may_not_take_the_machines_memory():
-    """The command bounds itself before it opens a file: what a parser asks for beyond that is refused."""
-    code = "import workers.probe as p; p.probe = lambda path: bool(bytearray(2**36)); raise SystemExit(p.main(['m']))"
+def run_with_probe(expression):
+    """Run the command with another probe in its place; its answer is printed as JSON."""
+    code = f"import resource, workers.probe as p; p.probe = lambda path: {expression}; raise SystemExit(p.main(['m']))"
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, timeout=60)
-    assert done.returncode == 1
-    assert "more memory" in json.loads(done.stdout)["error"]
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_command_bounds_its_memory_and_time_before_it_opens_the_file():
+    """A hostile file may not take the machine: address space, processor time and core dumps are limited."""
+    _, (memory_bytes, cpu_s, core_bytes) = run_with_probe(
+        "[resource.getrlimit(k)[0] for k in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_CORE)]"
+    )
+    assert 0 < memory_bytes <= 12 * 2**30
+    assert 0 < cpu_s <= 600
+    assert core_bytes == 0
+
+
+def test_memory_beyond_the_bound_is_an_answer():
+    """Asking for too much is refused like any other fault, as JSON."""
+    status, answer = run_with_probe("bytearray(2**62)")
+    assert status == 1
+    assert "more memory" in answer["error"]
