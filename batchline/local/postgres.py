@@ -40,7 +40,7 @@ class PostgresServer(Server):
     def url(self) -> str:
         return f"postgresql://{_USER}:{self.password}@{HOST}:{self.port}/{_DATABASE}"
 
-    def is_ready(self) -> bool:
+    def _answers(self) -> bool:
         # What pg_ctl does: the postmaster writes its pid and, when it lets sessions in, "ready". No connection is
         # needed, and another server on the same port cannot be taken for ours.
         try:

@@ -124,8 +124,13 @@ class Server(ABC):
     def _pid_file(self) -> Path: ...
 
     @abstractmethod
+    def _answers(self) -> bool: ...
+
     def is_ready(self) -> bool:
         """Whether the process that we started answers."""
+        ready = self._answers()
+        self._was_ready |= ready
+        return ready
 
     @property
     def port(self) -> int:
@@ -221,7 +226,6 @@ class Server(ABC):
                     f"{self.name} did not answer in {timeout_s:g} s. The end of {self.log}:\n{self._log_tail()}"
                 )
             time.sleep(0.02)
-        self._was_ready = True
 
     def stop(self, mode: StopMode = "fast", timeout_s: float = 30.0) -> None:
         """End the server and give the folder back; harsher signals follow when it does not end in time.

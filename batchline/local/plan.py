@@ -1,0 +1,230 @@
+"""Which processes make the embedded system, and what each is told."""
+
+from __future__ import annotations
+
+import http.client
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from batchline import settings as settings_module
+from batchline.errors import SettingsError
+from batchline.local import children
+from batchline.local.server import HOST, PortInUseError, Server, free_port, is_free, secret
+from batchline.local.servers import PostgresServer, ValkeyServer
+from batchline.local.supervisor import Part
+
+_ANSWER_S = 0.5
+
+
+@dataclass(frozen=True)
+class Process:
+    """One kind of Python process.
+
+    Args:
+        name: what `status` shows; numbered when there are several.
+        arguments: of the interpreter. `-P` keeps a folder `api/` of the user's from being taken for ours.
+        many: which option says how many there are; one when absent.
+        once: it runs to its end before those after it start.
+        ready_path: it listens, and is ready when a GET of this path is answered with a status below 500.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    many: Literal["apis", "workers"] | None = None
+    once: bool = False
+    ready_path: str | None = None
+
+
+PROCESSES = (
+    Process("migrate", ("-P", "-m", "batchline.store.migrations"), once=True),
+    Process("api", ("-P", "-m", "api"), many="apis", ready_path="/readyz"),
+    Process("worker", ("-P", "-m", "workers"), many="workers"),
+    Process("scheduler", ("-P", "-m", "scheduler")),
+    Process("flower", ("-P", "-m", "celery", "-A", "batchline.queue.celery_queue", "flower"), ready_path="/"),
+)
+"""In the order of their start."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `up` was asked for; goes to the background process as JSON."""
+
+    apis: int = 1
+    workers: int = 1
+    flower: bool = True
+    processes: tuple[Process, ...] = PROCESSES
+
+    def __post_init__(self) -> None:
+        if self.apis < 1 or self.workers < 0:
+            raise SettingsError(f"{self.apis} APIs and {self.workers} workers make no system: at least 1 and 0.")
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the system is; holds passwords, so it is kept in a file of mode 0600."""
+
+    folder: Path
+    api_urls: tuple[str, ...]
+    flower_url: str | None
+    database_url: str
+    redis_url: str
+    key_path: Path
+    flower_credentials_path: Path
+    already_running: bool = False
+
+
+@dataclass
+class Plan:
+    """The stages for the supervisor; `addresses` may be asked once the servers are ready."""
+
+    folder: Path
+    stages: list[list[Part]]
+    database_url: Callable[[], str]
+    redis_url: Callable[[], str]
+    host: str
+    api_ports: list[int] = field(default_factory=list[int])
+    flower_port: int | None = None
+    servers: list[Server] = field(default_factory=list[Server])
+
+    def close(self) -> None:
+        """Give the servers' folders back."""
+        for server in self.servers:
+            server.stop()
+
+    def addresses(self) -> Addresses:
+        return Addresses(
+            folder=self.folder,
+            api_urls=tuple(f"http://{self.host}:{port}" for port in self.api_ports),
+            flower_url=f"http://{HOST}:{self.flower_port}" if self.flower_port else None,
+            database_url=self.database_url(),
+            redis_url=self.redis_url(),
+            key_path=self.folder / "key",
+            flower_credentials_path=self.folder / "flower",
+        )
+
+
+def make_plan(folder: Path, options: Options, environ: Mapping[str, str]) -> Plan:
+    """Decide servers, ports and processes; starts nothing.
+
+    Args:
+        folder: the stack's own, made already.
+        options: how many of each.
+        environ: DATABASE_URL or REDIS_URL here keep that server from being started; `BATCHLINE_PORT`,
+            `BATCHLINE_FLOWER_PORT`, `BATCHLINE_POSTGRES_PORT` and `BATCHLINE_VALKEY_PORT` move ports (0: any free one).
+
+    Raises:
+        SettingsError: a variable is wrong.
+        PortInUseError: a port is taken; the message names the variable that moves it.
+    """
+    settings = settings_module.load(environ, needs=())
+    servers: list[Server] = []
+    urls: dict[str, Callable[[], str]] = {}
+    for name, given, kind in (
+        ("pg", settings.database_url, PostgresServer),
+        ("valkey", settings.redis_url, ValkeyServer),
+    ):
+        if given:
+            urls[name] = lambda given=given: given
+        else:
+            port = _port(environ, kind.port_variable, 0) or None
+            server = kind(folder / name, port, log=folder / "logs" / f"{kind.name}.log")
+            servers.append(server)
+            urls[name] = lambda server=server: server.url
+    plan = Plan(folder, [], urls["pg"], urls["valkey"], settings.host)
+    plan.servers = servers
+    if servers:
+        plan.stages.append([_server_part(server) for server in servers])
+    shared = dict(environ) | {
+        "BATCHLINE_MODELS": str(settings.models.resolve()),
+        "BATCHLINE_KEY_FILE": str(folder / "key"),
+    }
+    last: list[Part] = []
+    for process in options.processes:
+        if process.name == "flower" and not options.flower:
+            continue
+        parts = _process_parts(process, plan, options, settings.port, shared)
+        if process.once:
+            plan.stages.append(parts)
+        else:
+            last += parts
+    plan.stages.append(last)
+    return plan
+
+
+def _server_part(server: Server) -> Part:
+    return Part(
+        server.name,
+        spawn=server.spawn,
+        ready=server.is_ready,
+        port=lambda: server.port,
+        log=server.log,
+        stop_signal=server.fast_signal,
+        grace_s=30.0,
+    )
+
+
+def _process_parts(
+    process: Process, plan: Plan, options: Options, first_port: int, shared: Mapping[str, str]
+) -> list[Part]:
+    parts: list[Part] = []
+    count: int = getattr(options, process.many) if process.many else 1
+    for index in range(count):
+        extra: dict[str, str] = {}
+        port = None
+        if process.name == "flower":
+            port = plan.flower_port = _take_port(
+                "flower", "BATCHLINE_FLOWER_PORT", _port(shared, "BATCHLINE_FLOWER_PORT", 5555)
+            )
+            # Not on the command line, which everybody can read.
+            extra = {
+                "FLOWER_ADDRESS": HOST,
+                "FLOWER_PORT": str(port),
+                "FLOWER_BASIC_AUTH": f"batchline:{secret(plan.folder / 'flower')}",
+            }
+        elif process.ready_path is not None:
+            port = _take_port(process.name, "BATCHLINE_PORT", first_port + index if first_port else 0)
+            plan.api_ports.append(port)
+            extra = {"BATCHLINE_PORT": str(port)}
+        name = f"{process.name}-{index + 1}" if count > 1 else process.name
+        parts.append(_python_part(name, process, plan, port, dict(shared) | extra))
+    return parts
+
+
+def _python_part(name: str, process: Process, plan: Plan, port: int | None, environ: Mapping[str, str]) -> Part:
+    log = plan.folder / "logs" / f"{name}.log"
+
+    def spawn() -> children.subprocess.Popen[bytes]:
+        # The addresses are known only by now: an embedded server chooses its port when it starts.
+        env = dict(environ) | {"DATABASE_URL": plan.database_url(), "REDIS_URL": plan.redis_url()}
+        return children.spawn([sys.executable, *process.arguments], log=log, env=env)
+
+    path = process.ready_path
+    ready = (lambda: _answers(plan.host, port, path)) if port and path else (lambda: True)
+    return Part(name, spawn=spawn, ready=ready, port=lambda: port, once=process.once, log=log)
+
+
+def _answers(host: str, port: int, path: str) -> bool:
+    connection = http.client.HTTPConnection(HOST if host == "0.0.0.0" else host, port, timeout=_ANSWER_S)  # noqa: S104
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status < 500
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _port(environ: Mapping[str, str], variable: str, default: int) -> int:
+    text = environ.get(variable, str(default))
+    if not text.isdecimal() or int(text) > 65535:
+        raise SettingsError(f"{variable} is {text!r}, which is no port.")
+    return int(text)
+
+
+def _take_port(name: str, variable: str, wanted: int) -> int:
+    if wanted and not is_free(wanted):
+        raise PortInUseError(f"Port {wanted} is in use by another program; set {variable} to another for {name}.")
+    return wanted or free_port()
