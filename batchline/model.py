@@ -112,7 +112,7 @@ def check_name(name: str) -> str:
     """
     if not _NAME.fullmatch(name):
         raise InvalidRequestError(
-            f"{name!r} is no model name: use at most 100 lower-case letters, digits, '.', '_' and '-', a letter or digit first."
+            f"{name!r} is no model name: use up to 100 of a-z, 0-9, '.', '_', '-', the first a letter or digit."
         )
     return name
 

@@ -197,4 +197,4 @@ def _view(row: Row) -> JobView:
     fields[4], fields[5] = Status(fields[4]), Lane(fields[5])
     if position is not None and position > POSITION_LIMIT:
         position = None
-    return JobView(*cast("Any", fields), position, pruned)
+    return JobView(*cast("tuple[Any, ...]", (*fields, position, pruned)))

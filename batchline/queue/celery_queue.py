@@ -1,0 +1,167 @@
+"""Celery as the carrier of nudges: the app, its routes, sending, and running a worker. The only file that knows it.
+
+A Celery task says "this pool has work in this lane"; what the work is stands in Postgres. So early ack, no results, no
+ETA, no priorities in Celery; a message is under 1 KB and one of them starts one claim.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from celery import Celery
+from celery.signals import worker_ready, worker_shutting_down
+from kombu.entity import Queue
+
+from batchline.job import Lane
+from batchline.metrics import NUDGES
+from batchline.queue.hints import TIMEOUT_S, Hints
+
+log = logging.getLogger("batchline.queue")
+
+TASK = "batchline.run"
+
+
+def queue_name(pool: str, lane: Lane) -> str:
+    """The Celery queue of a pool's lane."""
+    return f"batchline.{pool}.{lane.value}"
+
+
+def make_app(redis_url: str, pools: tuple[str, ...] = ("cpu",)) -> Celery:
+    """The Celery app, for senders, workers and Flower alike; connects at the first use."""
+    app = Celery("batchline", broker=redis_url, set_as_current=False)
+    app.conf.update(
+        task_queues=[Queue(queue_name(pool, lane)) for pool in pools for lane in Lane],
+        task_create_missing_queues=True,
+        task_ignore_result=True,
+        task_acks_late=False,
+        task_serializer="json",
+        accept_content=["json"],
+        worker_prefetch_multiplier=1,
+        worker_enable_remote_control=True,
+        worker_send_task_events=True,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_soft_shutdown_timeout=0.0,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "socket_timeout": 5.0,
+            "socket_connect_timeout": 2.0,
+            "socket_keepalive": True,
+            "health_check_interval": 10,
+            "visibility_timeout": 120,
+            "unacked_restore_interval": 2,
+            "unacked_restore_throttle": 1,
+        },
+    )
+    return app
+
+
+class CeleryNudger:
+    """Sends nudges from a thread of its own, at most one a pool and lane at a time; see `contract.Nudger`."""
+
+    def __init__(self, redis_url: str, hints: Hints) -> None:
+        self._app = make_app(redis_url)
+        self._app.conf.broker_transport_options |= {"socket_timeout": TIMEOUT_S, "socket_connect_timeout": TIMEOUT_S}
+        self._hints = hints
+        self._wanted: dict[tuple[str, Lane], bool] = {}
+        self._change = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="nudger", daemon=True)
+        self._thread.start()
+
+    def nudge(self, pool: str, lane: Lane, *, force: bool = False) -> None:
+        with self._change:
+            self._wanted[pool, lane] = self._wanted.get((pool, lane), False) or force
+            self._change.notify()
+
+    def close(self) -> None:
+        with self._change:
+            self._closed = True
+            self._change.notify()
+        self._thread.join(timeout=1.0)
+
+    def _run(self) -> None:
+        while True:
+            with self._change:
+                while not self._wanted and not self._closed:
+                    self._change.wait()
+                wanted, self._wanted = self._wanted, {}
+                if self._closed and not wanted:
+                    return
+            for (pool, lane), force in wanted.items():
+                NUDGES.labels(self._send(pool, lane, force=force)).inc()
+
+    def _send(self, pool: str, lane: Lane, *, force: bool) -> str:
+        marked = self._hints.mark(pool, lane)
+        if marked is None:
+            return "failed"
+        if not marked and not force:
+            return "marked"
+        try:
+            with self._app.producer_pool.acquire(block=True, timeout=1.0) as producer:
+                self._app.send_task(
+                    TASK,
+                    (pool, lane.value),
+                    queue=queue_name(pool, lane),
+                    producer=producer,
+                    retry=False,
+                    ignore_result=True,
+                )
+        except Exception as e:  # whatever kombu raises, a nudge is only a hint
+            log.warning("nudge not sent", extra={"pool": pool, "lane": lane.value, "error": str(e)})
+            return "failed"
+        return "sent"
+
+
+def run_worker(
+    redis_url: str,
+    *,
+    name: str,
+    pool: str,
+    concurrency: int,
+    run: Callable[[Lane], dict[str, Any]],
+    on_ready: Callable[[], None],
+    on_drain: Callable[[], None],
+) -> int:
+    """Run a Celery worker on the threads pool until SIGTERM; returns its exit code.
+
+    Args:
+        redis_url: the broker.
+        name: shown in Flower, before the host's name.
+        pool: whose queues are served.
+        concurrency: threads.
+        run: called for each nudge with its lane; what it returns is shown in Flower.
+        on_ready: called once the worker consumes.
+        on_drain: called in the signal handler when the warm shutdown begins: set flags, do not wait.
+    """
+    app = make_app(redis_url, (pool,))
+
+    def nudged(_pool: str, lane: str) -> dict[str, Any]:
+        return run(Lane(lane))
+
+    def ready(**_: object) -> None:
+        on_ready()
+
+    def drain(**_: object) -> None:
+        on_drain()
+
+    app.task(nudged, name=TASK)
+    worker_ready.connect(ready, weak=False)
+    worker_shutting_down.connect(drain, weak=False)
+    worker: Any = app.Worker(
+        hostname=f"{name}@%h",
+        pool="threads",
+        concurrency=concurrency,
+        queues=[queue_name(pool, lane) for lane in Lane],
+        task_events=True,
+        without_gossip=True,
+        without_mingle=True,
+        loglevel="WARNING",
+        quiet=True,
+    )
+    worker.start()
+    return int(worker.exitcode or 0)

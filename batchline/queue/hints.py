@@ -1,0 +1,99 @@
+"""Redis as a place for hints: short timeouts, a breaker, and never an error for the caller.
+
+Keys and channels, all of them (DB is the number of the Redis database, since pub/sub knows none):
+    batchline:nudge:<pool>:<lane>   a nudge is out; lives 2 s; deleted by the worker just before its claim
+    batchline:<DB>:finished         pub/sub: ids of ended jobs, 16 bytes each, back to back
+Celery's own keys (queues `batchline.<pool>.<lane>`, unacked, bindings) stand beside them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
+
+import redis
+
+from batchline.job import Lane
+
+log = logging.getLogger("batchline.queue")
+T = TypeVar("T")
+
+MARKER_MS = 2000
+TIMEOUT_S = 0.5
+BREAK_S = 2.0
+"""After a failed call Redis is left alone this long, so that a hung one costs one timeout and not one a call."""
+
+
+class Hints:
+    """The markers and announcements of one process."""
+
+    def __init__(self, url: str) -> None:
+        self._redis: Any = redis.Redis.from_url(
+            url,
+            socket_timeout=TIMEOUT_S,
+            socket_connect_timeout=TIMEOUT_S,
+            socket_keepalive=True,
+            health_check_interval=10,
+        )
+        database = self._redis.connection_pool.connection_kwargs.get("db") or 0
+        self._channel = f"batchline:{database}:finished"
+        self._broken_until = 0.0
+        self._closed = threading.Event()
+        self._listener: threading.Thread | None = None
+
+    def mark(self, pool: str, lane: Lane) -> bool | None:
+        """Take the marker of (pool, lane): True taken, False it is out already, None Redis did not say."""
+        return self._call(lambda: bool(self._redis.set(_marker(pool, lane), 1, nx=True, px=MARKER_MS)))
+
+    def unmark(self, pool: str, lane: Lane) -> None:
+        """Delete the marker, so that a later commit nudges for itself."""
+        self._call(lambda: self._redis.delete(_marker(pool, lane)))
+
+    def publish(self, job_ids: Sequence[uuid.UUID]) -> None:
+        if job_ids:
+            self._call(lambda: self._redis.publish(self._channel, b"".join(i.bytes for i in job_ids)))
+
+    def listen(self, on_finished: Callable[[Sequence[uuid.UUID]], None]) -> None:
+        self._listener = threading.Thread(target=self._listen, args=(on_finished,), name="wake-ups", daemon=True)
+        self._listener.start()
+
+    def close(self) -> None:
+        self._closed.set()
+        if self._listener:
+            self._listener.join(timeout=2.0)
+        self._redis.close()
+
+    def _listen(self, on_finished: Callable[[Sequence[uuid.UUID]], None]) -> None:
+        while not self._closed.is_set():
+            try:
+                with self._redis.pubsub(ignore_subscribe_messages=True) as subscription:
+                    subscription.subscribe(self._channel)
+                    while not self._closed.is_set():
+                        message = subscription.get_message(timeout=1.0)
+                        if message:
+                            on_finished(_ids(cast("bytes", message["data"])))
+            except (redis.RedisError, OSError) as e:
+                log.debug("wake-ups interrupted", extra={"error": str(e)})
+                self._closed.wait(0.5)
+
+    def _call(self, work: Callable[[], T]) -> T | None:
+        if time.monotonic() < self._broken_until:
+            return None
+        try:
+            return work()
+        except (redis.RedisError, OSError) as e:
+            self._broken_until = time.monotonic() + BREAK_S
+            log.warning("redis does not answer; going on without hints", extra={"error": str(e)})
+            return None
+
+
+def _marker(pool: str, lane: Lane) -> str:
+    return f"batchline:nudge:{pool}:{lane.value}"
+
+
+def _ids(data: bytes) -> list[uuid.UUID]:
+    return [uuid.UUID(bytes=data[at : at + 16]) for at in range(0, len(data) - 15, 16)]
