@@ -1,4 +1,4 @@
-"""The benchmarks' model and rows: scikit-learn's digits, a small net as ONNX, and the answers ONNX Runtime gives."""
+"""The benchmarks' rows: all of scikit-learn's digits, with the answers ONNX Runtime gives to the demo's model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import orjson
+
+from examples.digits import build
 
 
 @dataclass(frozen=True)
@@ -23,27 +25,11 @@ class Digits:
 
 
 def prepare(folder: Path) -> Digits:
-    """Make the model and the rows in folder, once; the same bytes of rows for every side of every benchmark."""
-    made = Digits(folder / "digits.onnx", folder / "digits.json")
-    if not made.rows.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        _train(made.model)
-        _answer(made)
+    """Make the model and the rows in folder; the same bytes of rows for every side of every benchmark."""
+    made = Digits(folder / "model.onnx", folder / "rows.json")
+    build(folder)
+    _answer(made)
     return made
-
-
-def _train(path: Path) -> None:
-    from skl2onnx import to_onnx
-    from sklearn.datasets import load_digits
-    from sklearn.neural_network import MLPClassifier
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    x, y = load_digits(return_X_y=True)
-    net = make_pipeline(StandardScaler(), MLPClassifier(hidden_layer_sizes=(64,), max_iter=60, random_state=0))
-    net.fit(x[:1400], y[:1400])
-    onnx = to_onnx(net, x[:1].astype(np.float32), options={"zipmap": False})
-    path.write_bytes(onnx.SerializeToString())
 
 
 def _answer(digits: Digits) -> None:
@@ -55,6 +41,4 @@ def _answer(digits: Digits) -> None:
     session = onnxruntime.InferenceSession(digits.model, providers=["CPUExecutionProvider"])
     label, probabilities = session.run(["label", "probabilities"], {session.get_inputs()[0].name: x})
     text = {"rows": x.tolist(), "labels": label.tolist(), "probabilities": probabilities.tolist()}
-    whole = digits.rows.with_suffix(".part")
-    whole.write_bytes(orjson.dumps(text))
-    whole.rename(digits.rows)
+    digits.rows.write_bytes(orjson.dumps(text))

@@ -7,9 +7,11 @@ import datetime as dt
 import json
 import os
 import platform
+import resource
 import shutil
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -108,14 +110,25 @@ def interleave(sides: Mapping[str, Callable[[], Sample]], bench: Bench) -> dict[
 
 
 def turn(load: Load, processes: list[Process]) -> Sample:
-    """Drive a load once; its figures, and the CPU milliseconds a job cost in each process."""
+    """Drive a load once; its figures, the CPU milliseconds a job cost in each process, and the cores others took."""
     before = {p.name: p.cpu_s() for p in processes}
+    busy, start = _busy_s(), time.perf_counter()
     outcome = drive(load)
     spent = {p.name: p.cpu_s() - before[p.name] for p in processes}
+    busy, wall_s = _busy_s() - busy, time.perf_counter() - start
     jobs = outcome.jobs * (load.warm_s + load.measured_s) / load.measured_s
     figures = msgspec.to_builtins(outcome)
     stages = {f"{k}_ms" if not k.endswith("_ms") else k: v for k, v in figures.pop("timings_ms").items()}
+    figures["others_cores"] = max(0.0, busy - sum(spent.values())) / wall_s
     return figures | stages | {f"{name}_cpu_ms_per_job": s * 1e3 / jobs for name, s in spent.items()}
+
+
+def _busy_s() -> float:
+    """CPU seconds that the whole machine has worked, or was kept from working by its host, but for our own children."""
+    times = psutil.cpu_times()
+    gone = resource.getrusage(resource.RUSAGE_CHILDREN)
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    return sum(times[:8]) - idle - gone.ru_utime - gone.ru_stime
 
 
 def _brief(sample: Sample) -> str:
@@ -124,11 +137,10 @@ def _brief(sample: Sample) -> str:
 
 @contextlib.contextmanager
 def prepared(**options: Any) -> Generator[Bench]:
-    """Model and rows in the cache, a folder for logs; both sides then find the same."""
-    digits = prepare(ROOT / ".batchline" / "benchmarks")
+    """A temporary folder with the model, the rows and, later, logs."""
     folder = Path(tempfile.mkdtemp(prefix="batchline-bench-"))
     try:
-        yield Bench(digits, folder, **options)
+        yield Bench(prepare(folder / "digits"), folder, **options)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -194,7 +206,7 @@ def _table(report: Report) -> Table:
     stages = sorted(
         {k for ss in report.samples.values() for s in ss for k in s if k.endswith("_ms")} - set(report.figures)
     )
-    for figure in (*report.figures, *stages, *costs):
+    for figure in (*report.figures, *stages, *costs, "others_cores"):
         cells = [report.median(s, figure) if figure in report.samples[s][0] else None for s in report.samples]
         table.add_row(figure, *("" if c is None else f"{c:,.2f}" if c < 100 else f"{c:,.0f}" for c in cells))
     return table

@@ -7,12 +7,12 @@ import pytest
 from benchmarks.digits import prepare
 from benchmarks.load import Load, drive
 from benchmarks.peer import peer
-from benchmarks.processes import ROOT, BenchmarkError
+from benchmarks.processes import BenchmarkError
 
 
 @pytest.fixture(scope="module")
 def rival(tmp_path_factory):
-    digits = prepare(ROOT / ".batchline" / "benchmarks")
+    digits = prepare(tmp_path_factory.mktemp("digits"))
     with peer(digits, tmp_path_factory.mktemp("peer"), children=1) as started:
         yield digits, started
 
