@@ -138,7 +138,7 @@ def _fast(raw: bytes | memoryview, spec: ModelSpec) -> RowBlock | None:
     kind = first.group(1) if first else b""
     missing = spec.policy.allow_missing
     if spec.text is not None:
-        texts = cast("list[str]", msgspec.json.decode(raw, type=list[str]))
+        texts = msgspec.json.decode(raw, type=list[str])
         return RowBlock(len(texts), {TEXT: texts})
     if kind == b"{":
         rows = _object_decoder(spec.inputs, allow_missing=missing).decode(raw)

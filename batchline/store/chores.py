@@ -139,8 +139,14 @@ class Rescued:
 class Chores:
     """See `batchline.store.contract.Chores`."""
 
+    STEP = _STEP
+
     def __init__(self, db: Database) -> None:
         self._db = db
+
+    def settled(self, *, lease_s: float) -> bool:
+        sql = "SELECT pg_postmaster_start_time() < now() - %(lease)s * interval '1 second'"
+        return bool(self._db.run(sql, {"lease": lease_s})[0][0])
 
     def rescue(self, *, max_failures: int) -> Rescued:
         rows = self._db.run(_RESCUE, {"max": max_failures, "step": _STEP})

@@ -1,0 +1,18 @@
+"""Prune: delete results, jobs, idempotency keys and dead workers past their retention, ten thousand at a time."""
+
+from __future__ import annotations
+
+from batchline.settings import Settings
+from batchline.store import Store
+from scheduler.chore import Chore
+
+
+def prune(settings: Settings, store: Store) -> Chore:
+    def step() -> int:
+        return store.chores.prune(
+            results_kept_s=settings.results_kept_s,
+            jobs_kept_s=settings.jobs_kept_s,
+            keys_kept_s=settings.idempotency_kept_s,
+        )
+
+    return Chore("prune", 60.0, step, portion=store.chores.STEP)
