@@ -29,7 +29,7 @@ def main() -> int:
     metrics.serve(config.metrics_port, config.metrics_host)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda _number, _frame: stop.set())
     chores = (dispatch(config, store, nudger), rescue(config, store), expire(store), prune(config, store))
     leader = Leader(store, chores, SystemClock(), lease_s=config.leader_lease_s, worker_lease_s=config.lease_s)
     leader.run(stop)
