@@ -17,6 +17,8 @@ from batchline.local.servers import PostgresServer, ValkeyServer
 from batchline.local.supervisor import Part
 
 _ANSWER_S = 0.5
+_SETTLE_S = 1.5
+"""A process that listens nowhere counts as up after this time; importing takes most of it."""
 
 
 @dataclass(frozen=True)
@@ -202,8 +204,9 @@ def _python_part(name: str, process: Process, plan: Plan, port: int | None, envi
         return children.spawn([sys.executable, *process.arguments], log=log, env=env)
 
     path = process.ready_path
-    ready = (lambda: _answers(plan.host, port, path)) if port and path else (lambda: True)
-    return Part(name, spawn=spawn, ready=ready, port=lambda: port, once=process.once, log=log)
+    if port and path:
+        return Part(name, spawn, ready=lambda: _answers(plan.host, port, path), port=lambda: port, log=log)
+    return Part(name, spawn, settle_s=_SETTLE_S, once=process.once, log=log)
 
 
 def _answers(host: str, port: int, path: str) -> bool:

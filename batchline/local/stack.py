@@ -91,6 +91,10 @@ def up(
         addresses = replace(_await_ready(folder, timeout_s), already_running=True)
         on_ready(addresses)
         return addresses
+    # What a killed supervisor left must not be taken for news of this one.
+    os.ftruncate(lock, 0)
+    for stale in (folder / "run" / "state.json", failure_path(folder)):
+        stale.unlink(missing_ok=True)
     if detach:
         # The lock goes over to the background process: nobody can come between.
         background = _start_background(folder, options, lock)
@@ -107,16 +111,14 @@ def supervise(
     """Run the system in this process until a signal ends it; `lock` is the descriptor that holds the folder."""
     try:
         os.set_inheritable(lock, False)
-        os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-        (folder / "run" / "state.json").unlink(missing_ok=True)
         plan = make_plan(folder, options, os.environ)
 
         reached: list[Addresses] = []
 
         def ready() -> None:
             reached.append(plan.addresses())
-            write_private(_addresses_path(folder), msgspec.json.encode(reached[0]).decode())
+            write_private(_addresses_path(folder), msgspec.json.encode(reached[0], enc_hook=str).decode())
             on_ready(reached[0])
 
         try:
@@ -207,8 +209,6 @@ def _supervisor_pid(folder: Path) -> int | None:
 
 
 def _start_background(folder: Path, options: Options, lock: int) -> subprocess.Popen[bytes]:
-    failure_path(folder).unlink(missing_ok=True)
-    os.ftruncate(lock, 0)  # the pid of an earlier run must not be taken for this one's
     log = os.open(folder / "logs" / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     command = [
         sys.executable, "-P", "-m", "batchline.local", str(folder), str(lock), msgspec.json.encode(options).decode(),
@@ -251,7 +251,11 @@ def _addresses_path(folder: Path) -> Path:
     return folder / "run" / "addresses.json"
 
 
+def _decode_path(_kind: type, text: str) -> Path:
+    return Path(text)
+
+
 def _addresses(folder: Path) -> Addresses | None:
     with suppress(FileNotFoundError):
-        return msgspec.json.decode(_addresses_path(folder).read_bytes(), type=Addresses)
+        return msgspec.json.decode(_addresses_path(folder).read_bytes(), type=Addresses, dec_hook=_decode_path)
     return None

@@ -45,6 +45,7 @@ class Part:
         name: unique; what `status` shows.
         spawn: starts the process; raises LocalError or OSError when it cannot.
         ready: whether it serves; asked until it says yes once after each start. Must answer within a second.
+        settle_s: how long it must have been up before it counts as ready: finds what ends at its imports.
         port: where it listens; asked after each start.
         once: it is meant to end; exit code 0 lets the next stage begin, any other is tried again.
         log: where its outputs go, for messages.
@@ -55,6 +56,7 @@ class Part:
     name: str
     spawn: Callable[[], subprocess.Popen[bytes]]
     ready: Callable[[], bool] = lambda: True
+    settle_s: float = 0.0
     port: Callable[[], int | None] = lambda: None
     once: bool = False
     log: Path | None = None
@@ -129,9 +131,13 @@ class _Slot:
                 self.state = DONE
             else:
                 self._failed(f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}")
-        elif self.state == STARTING and not self.part.once and self.part.ready():
+        elif self.state == STARTING and self._is_ready():
             self.state, self.last_error = RUNNING, ""
             _log.info("%s is up, pid %d", self.part.name, self.process.pid)
+
+    def _is_ready(self) -> bool:
+        settled = time.monotonic() - self.started >= self.part.settle_s
+        return settled and not self.part.once and self.part.ready()
 
     def _failed(self, error: str) -> None:
         self.failures = next_failures(self.failures, time.monotonic() - self.started)
