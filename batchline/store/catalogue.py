@@ -4,41 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from dataclasses import dataclass
-from datetime import datetime
 
 import msgspec
 
 from batchline.errors import InvalidRequestError
 from batchline.model import ModelRecord, ModelSpec
+from batchline.store.contract import SCOPES, KeyView, Principal
 from batchline.store.postgres import Database
-
-SCOPES = ("submit", "read", "admin")
-
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """Who a key speaks for, and what it may do."""
-
-    key_id: int
-    tenant_id: int
-    tenant: str
-    scopes: frozenset[str]
-
-    def may(self, scope: str) -> bool:
-        return scope in self.scopes or "admin" in self.scopes
-
-
-@dataclass(frozen=True, slots=True)
-class KeyView:
-    """A key without its secret."""
-
-    id: int
-    tenant: str
-    name: str
-    scopes: str
-    created_at: datetime
-    revoked_at: datetime | None
 
 
 def new_key() -> str:

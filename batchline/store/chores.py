@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from batchline.job import Lane, Move, guard
+from batchline.store.contract import Backlog, Rescued
 from batchline.store.postgres import Database
 
 _STEP = 10_000
@@ -113,27 +112,6 @@ _BACKLOG = """
 SELECT b.tenant_id, b.model_id, m.pool, b.lane::text, b.jobs, b.rows, extract(epoch FROM now() - b.oldest_at)
 FROM backlog b JOIN models m ON m.id = b.model_id
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Backlog:
-    """Queued work of one tenant, model and lane at the last count."""
-
-    tenant_id: int
-    model_id: int
-    pool: str
-    lane: Lane
-    jobs: int
-    rows: int
-    oldest_age_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Rescued:
-    """What one rescue did: jobs queued again as suspects, and jobs given up as poison."""
-
-    requeued: int
-    poisoned: int
 
 
 class Chores:

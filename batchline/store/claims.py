@@ -4,29 +4,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from batchline.job import ClaimedJob, FinishedJob, Lane, Move, guard
+from batchline.store.contract import Claim, Failure, Head
 from batchline.store.postgres import Database, columns
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The first waiting job of one model: what a worker chooses its next model by."""
-
-    model_id: int
-    rank: int
-    suspect: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """What one claim brought: the jobs, and whether it left work behind."""
-
-    jobs: list[ClaimedJob]
-    more: bool
-
 
 # A claim lost in a crash of Postgres is a job that is still queued, so it need not wait for the disk.
 _NO_SYNC = "off AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true))"
@@ -144,17 +126,6 @@ WITH mine AS MATERIALIZED (
 UPDATE jobs j SET status = 'queued', worker_id = NULL, started_at = NULL, exposed = false FROM mine
 WHERE j.id = mine.id AND j.worker_id = %(worker)s AND {guard(Move.GIVE_BACK)} RETURNING j.id
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A claimed job that could not be run this time, and why; tried again after `delay_s` while its budget lasts."""
-
-    id: uuid.UUID
-    attempt: int
-    code: str
-    message: str
-    delay_s: float
 
 
 class Claims:

@@ -4,28 +4,9 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
 
+from batchline.store.contract import WorkerView
 from batchline.store.postgres import Database
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerView:
-    """One process incarnation as its row tells it."""
-
-    id: uuid.UUID
-    host: str
-    pid: int
-    pool: str
-    device: str
-    started_at: datetime
-    heartbeat_at: datetime
-    live: bool
-    draining: bool
-    models: str
-    rows_per_s: float
-
 
 _REGISTER = """
 INSERT INTO workers (id, host, pid, pool, device, lease_until)
