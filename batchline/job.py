@@ -71,8 +71,12 @@ TERMINAL = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED, Status.
 
 def guard(move: Move) -> str:
     """The SQL condition under which `move` is legal, for a table aliased `j`."""
-    sources = ", ".join(f"'{s}'" for s in sorted(TRANSITIONS[move][0]))
-    return f"j.status IN ({sources})"
+    return f"j.status IN ({names(TRANSITIONS[move][0])})"
+
+
+def names(statuses: frozenset[Status]) -> str:
+    """The statuses as an SQL list, for IN."""
+    return ", ".join(f"'{status}'" for status in sorted(statuses))
 
 
 def is_legal(source: Status, target: Status) -> bool:
@@ -88,6 +92,11 @@ def new_job_id() -> uuid.UUID:
     ms = time.time_ns() // 1_000_000
     value = (ms & (2**48 - 1)) << 80 | 0x7 << 76 | secrets.randbits(12) << 64 | 0b10 << 62 | secrets.randbits(62)
     return uuid.UUID(int=value)
+
+
+def first_id_at(epoch_s: float) -> uuid.UUID:
+    """The smallest id that can be minted at a time: what is older has a smaller id."""
+    return uuid.UUID(int=(max(int(epoch_s * 1000), 0) & (2**48 - 1)) << 80)
 
 
 def show_id(job_id: uuid.UUID) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from batchline.job import Lane, Move, guard
+import time
+
+from batchline.job import Lane, Move, first_id_at, guard
 from batchline.store.contract import Backlog, Rescued
 from batchline.store.postgres import Database
 
@@ -14,7 +16,7 @@ _STEP = 10_000
 _RESCUE = f"""
 WITH lost AS MATERIALIZED (
   SELECT j.id FROM jobs j JOIN workers w ON w.id = j.worker_id
-  WHERE {guard(Move.RESCUE)} AND w.lease_until < now() ORDER BY j.id LIMIT %(step)s FOR UPDATE OF j SKIP LOCKED
+  WHERE {guard(Move.RESCUE)} AND w.lease_until < now() LIMIT %(step)s FOR UPDATE OF j SKIP LOCKED
 ), u AS (
   UPDATE jobs j SET worker_id = NULL, exposed = false, suspect = true, failures = j.failures + j.exposed::int,
     status = CASE WHEN j.exposed AND j.failures + 1 >= %(max)s THEN 'failed' ELSE 'queued' END::job_status,
@@ -34,10 +36,11 @@ WITH lost AS MATERIALIZED (
 SELECT id, status::text FROM u
 """
 
+# Whoever skips what is locked waits for nobody, so the chores lock in the order of their index.
 _EXPIRE = f"""
 WITH late AS MATERIALIZED (
   SELECT j.id FROM jobs j WHERE {guard(Move.EXPIRE)} AND j.deadline_at <= now()
-  ORDER BY j.id LIMIT %(step)s FOR UPDATE SKIP LOCKED
+  ORDER BY j.deadline_at LIMIT %(step)s FOR UPDATE SKIP LOCKED
 )
 UPDATE jobs j SET status = 'expired', finished_at = now() FROM late WHERE j.id = late.id AND {guard(Move.EXPIRE)}
 RETURNING j.id
@@ -46,7 +49,7 @@ RETURNING j.id
 _RELEASE = """
 WITH due AS MATERIALIZED (
   SELECT j.id FROM jobs j WHERE j.status = 'queued' AND j.run_at <= now()
-  ORDER BY j.id LIMIT %(step)s FOR UPDATE SKIP LOCKED
+  ORDER BY j.run_at LIMIT %(step)s FOR UPDATE SKIP LOCKED
 )
 UPDATE jobs j SET run_at = NULL FROM due WHERE j.id = due.id AND j.status = 'queued' RETURNING j.id
 """
@@ -60,11 +63,13 @@ WHERE EXISTS (SELECT 1 FROM jobs j WHERE j.model_id = m.id AND j.lane = l.lane
                 AND j.status = 'queued' AND j.run_at IS NULL AND j.suspect))
 """
 
-# Ids sort by time of creation, so both prunes walk the primary key from its old end.
+# Ids sort by time of creation, and what ended before a time was made before it: both prunes walk a primary key from
+# its old end up to `before`. The inputs' key holds no job that is pruned already.
 _PRUNE_RESULTS = """
 WITH old AS MATERIALIZED (
-  SELECT j.id FROM jobs j WHERE NOT j.result_pruned AND j.finished_at < now() - %(kept)s * interval '1 second'
-  ORDER BY j.id LIMIT %(step)s FOR UPDATE SKIP LOCKED
+  SELECT j.id FROM job_inputs i JOIN jobs j ON j.id = i.job_id
+  WHERE i.job_id < %(before)s AND j.id < %(before)s AND j.finished_at < now() - %(kept)s * interval '1 second'
+  ORDER BY i.job_id LIMIT %(step)s FOR UPDATE OF j SKIP LOCKED
 ), i AS (DELETE FROM job_inputs USING old WHERE job_id = old.id
 ), r AS (DELETE FROM job_results USING old WHERE job_id = old.id)
 UPDATE jobs j SET result_pruned = true FROM old WHERE j.id = old.id RETURNING j.id
@@ -72,7 +77,8 @@ UPDATE jobs j SET result_pruned = true FROM old WHERE j.id = old.id RETURNING j.
 
 _PRUNE_JOBS = """
 WITH old AS MATERIALIZED (
-  SELECT j.id FROM jobs j WHERE j.result_pruned AND j.finished_at < now() - %(kept)s * interval '1 second'
+  SELECT j.id FROM jobs j
+  WHERE j.id < %(before)s AND j.result_pruned AND j.finished_at < now() - %(kept)s * interval '1 second'
   ORDER BY j.id LIMIT %(step)s FOR UPDATE SKIP LOCKED
 )
 DELETE FROM jobs USING old WHERE jobs.id = old.id RETURNING jobs.id
@@ -81,7 +87,7 @@ DELETE FROM jobs USING old WHERE jobs.id = old.id RETURNING jobs.id
 _PRUNE_KEYS = """
 WITH old AS MATERIALIZED (
   SELECT tenant_id, key FROM idempotency_keys WHERE created_at < now() - %(kept)s * interval '1 second'
-  ORDER BY tenant_id, key LIMIT %(step)s FOR UPDATE SKIP LOCKED
+  ORDER BY created_at LIMIT %(step)s FOR UPDATE SKIP LOCKED
 )
 DELETE FROM idempotency_keys k USING old WHERE k.tenant_id = old.tenant_id AND k.key = old.key RETURNING 1
 """
@@ -142,7 +148,11 @@ class Chores:
 
     def prune(self, *, results_kept_s: float, jobs_kept_s: float, keys_kept_s: float) -> int:
         steps = ((_PRUNE_RESULTS, results_kept_s), (_PRUNE_JOBS, jobs_kept_s), (_PRUNE_KEYS, keys_kept_s))
-        pruned = sum(len(self._db.run(sql, {"kept": kept, "step": _STEP})) for sql, kept in steps)
+        now = time.time()
+        pruned = sum(
+            len(self._db.run(sql, {"kept": kept, "step": _STEP, "before": first_id_at(now - kept)}))
+            for sql, kept in steps
+        )
         return pruned + len(self._db.run(_PRUNE_WORKERS))
 
     def count_backlog(self, *, every_s: float) -> None:

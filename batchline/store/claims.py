@@ -6,7 +6,10 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from batchline.job import ClaimedJob, FinishedJob, Lane, Move, guard
+import psycopg2
+
+from batchline.errors import InvalidRequestError
+from batchline.job import TRANSITIONS, ClaimedJob, FinishedJob, Lane, Move, guard, names
 from batchline.store.contract import Claim, Failure, Head
 from batchline.store.postgres import Database, columns
 
@@ -65,6 +68,8 @@ UPDATE jobs j SET exposed = true FROM off, unnest(%(id)s::uuid[], %(attempt)s::i
 WHERE j.id = t.id AND {_MINE} AND {guard(Move.FINISH)} RETURNING j.id
 """
 
+_ENDS = names(TRANSITIONS[Move.FINISH][1])
+
 # A job that was cancelled, rescued or claimed again drops out at `mine`; its result is not written. The second half
 # of the answer is for a repeat after a lost reply: what this very attempt has already finished counts as finished.
 _FINISH = f"""
@@ -73,7 +78,8 @@ WITH t AS MATERIALIZED (
                        %(errors)s::text[], %(timings)s::text[], %(rows_failed)s::int[], %(code)s::text[])
     AS t(id, attempt, status, outputs, errors, timings, rows_failed, code)
 ), mine AS MATERIALIZED (
-  SELECT j.id FROM jobs j JOIN t ON j.id = t.id WHERE {_MINE} AND {guard(Move.FINISH)} ORDER BY j.id FOR UPDATE OF j
+  SELECT j.id FROM jobs j JOIN t ON j.id = t.id WHERE {_MINE} AND {guard(Move.FINISH)} AND t.status IN ({_ENDS})
+  ORDER BY j.id FOR UPDATE OF j
 ), u AS (
   UPDATE jobs j SET status = t.status, finished_at = now(), rows_failed = t.rows_failed, code = t.code, exposed = false
   FROM mine, t WHERE j.id = mine.id AND t.id = mine.id AND {_MINE} AND {guard(Move.FINISH)} RETURNING j.id
@@ -82,7 +88,7 @@ WITH t AS MATERIALIZED (
   SELECT t.id, t.outputs::json, t.errors::json, t.timings::json FROM t JOIN u ON u.id = t.id ORDER BY t.id
 )
 SELECT id FROM u
-UNION SELECT j.id FROM jobs j JOIN t ON j.id = t.id WHERE {_MINE} AND j.status IN ('succeeded', 'failed')
+UNION SELECT j.id FROM jobs j JOIN t ON j.id = t.id WHERE {_MINE} AND j.status IN ({_ENDS})
 """
 
 _RETRY = f"""
@@ -150,17 +156,20 @@ class Claims:
         return bool(rows)
 
     def finish(self, worker_id: uuid.UUID, jobs: Sequence[FinishedJob]) -> set[uuid.UUID]:
-        names = ("id", "attempt", "status", "outputs", "errors", "timings", "rows_failed", "code")
+        fields = ("id", "attempt", "status", "outputs", "errors", "timings", "rows_failed", "code")
         records = [
             (j.id, j.attempt, j.status.value, j.outputs, j.errors, j.timings, j.rows_failed, j.code) for j in jobs
         ]
-        params: dict[str, object] = dict(zip(names, columns(records, len(names)), strict=True))
-        return {row[0] for row in self._db.run(_FINISH, {**params, "worker": worker_id})}
+        params: dict[str, object] = dict(zip(fields, columns(records, len(fields)), strict=True))
+        try:
+            return {row[0] for row in self._db.run(_FINISH, {**params, "worker": worker_id})}
+        except (psycopg2.DataError, ValueError) as e:
+            raise InvalidRequestError("A result of this group cannot be stored; none was.") from e
 
     def retry(self, worker_id: uuid.UUID, failures: Sequence[Failure], *, max_failures: int) -> dict[uuid.UUID, str]:
-        names = ("id", "attempt", "delay", "code", "error")
-        records = [(f.id, f.attempt, f.delay_s, f.code, f.message) for f in failures]
-        params: dict[str, object] = dict(zip(names, columns(records, len(names)), strict=True))
+        fields = ("id", "attempt", "delay", "code", "error")
+        records = [(f.id, f.attempt, f.delay_s, f.code, _storable(f.message)) for f in failures]
+        params: dict[str, object] = dict(zip(fields, columns(records, len(fields)), strict=True))
         rows = self._db.run(_RETRY, {**params, "worker": worker_id, "max": max_failures})
         return {row[0]: row[1] for row in rows}
 
@@ -170,6 +179,11 @@ class Claims:
 
     def reconcile(self, worker_id: uuid.UUID, held: Sequence[uuid.UUID]) -> set[uuid.UUID]:
         return {row[0] for row in self._db.run(_RECONCILE, {"worker": worker_id, "held": list(held)})}
+
+
+def _storable(message: str) -> str:
+    """An error's message may hold anything; Postgres takes neither NUL nor lone surrogates."""
+    return message.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 
 
 def _claimed(rows: list[tuple[Any, ...]]) -> Claim:

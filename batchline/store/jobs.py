@@ -8,8 +8,14 @@ from typing import Any, cast
 
 import psycopg2
 
-from batchline.errors import BatchlineError, ConflictError, InvalidRequestError, KeyReusedError
-from batchline.job import Admitted, JobView, Lane, Move, NewJob, Status, guard
+from batchline.errors import (
+    BatchlineError,
+    ConflictError,
+    InvalidRequestError,
+    KeyReusedError,
+    StoreUnavailableError,
+)
+from batchline.job import TERMINAL, Admitted, JobView, Lane, Move, NewJob, Status, guard, names
 from batchline.store.postgres import Database, Row, columns
 
 POSITION_LIMIT = 1000
@@ -18,7 +24,7 @@ POSITION_LIMIT = 1000
 # Ids are minted before, so a lost COMMIT reply is answered by sending the same statement again. Keys and jobs are
 # inserted in key order: two processes inserting the same keys in opposite order would deadlock.
 _SUBMIT = """
-WITH new AS MATERIALIZED (
+WITH wait AS MATERIALIZED (SELECT set_config('lock_timeout', %(wait)s, true)), new AS MATERIALIZED (
   SELECT * FROM unnest(%(id)s::uuid[], %(tenant)s::int[], %(model)s::int[], %(lane)s::job_lane[],
                        %(priority)s::smallint[], %(rank)s::bigint[], %(rows)s::int[],
                        %(payload)s::bytea[], %(metadata)s::text[], %(deadline)s::timestamptz[],
@@ -27,7 +33,7 @@ WITH new AS MATERIALIZED (
 ), keyed AS (
   INSERT INTO idempotency_keys (tenant_id, key, body_hash, job_id)
   SELECT DISTINCT ON (tenant_id, key) tenant_id, key, body_hash, id
-  FROM new WHERE key IS NOT NULL ORDER BY tenant_id, key, id
+  FROM wait, new WHERE key IS NOT NULL ORDER BY tenant_id, key, id
   ON CONFLICT DO NOTHING RETURNING job_id
 ), accepted AS MATERIALIZED (
   SELECT * FROM new WHERE key IS NULL OR id IN (SELECT job_id FROM keyed)
@@ -75,9 +81,7 @@ _LIST = (
 ORDER BY j.id DESC LIMIT %(limit)s"""
 )
 
-_DONE = (
-    "SELECT id FROM jobs WHERE id = ANY(%(ids)s::uuid[]) AND status IN ('succeeded', 'failed', 'cancelled', 'expired')"
-)
+_DONE = f"SELECT id FROM jobs WHERE id = ANY(%(ids)s::uuid[]) AND status IN ({names(TERMINAL)})"
 
 _CANCEL = f"""
 WITH c AS MATERIALIZED (
@@ -96,24 +100,28 @@ class Jobs:
         self._db = db
 
     def submit(self, jobs: Sequence[NewJob]) -> list[Admitted | BatchlineError]:
+        return self._submit(jobs, wait="2s")
+
+    def _submit(self, jobs: Sequence[NewJob], *, wait: str) -> list[Admitted | BatchlineError]:
         try:
-            accepted = {row[0] for row in self._db.run(_SUBMIT, _columns_of(jobs))}
-        except psycopg2.errors.LockNotAvailable:
-            if len(jobs) == 1:
-                return [ConflictError("This Idempotency-Key is in flight elsewhere; try again.", retry_after_s=1.0)]
-            return self._split(jobs)
+            accepted = {row[0] for row in self._db.run(_SUBMIT, {**_columns_of(jobs), "wait": wait})}
+        except StoreUnavailableError as e:
+            if not isinstance(e.__cause__, psycopg2.errors.LockNotAvailable):
+                raise
+            # The key has had its time; finding out whose it is must not take as long again at every halving.
+            return self._split(jobs, _in_flight(), wait="50ms")
         except (psycopg2.DataError, psycopg2.IntegrityError, ValueError) as e:
-            if len(jobs) == 1:
-                return [_refusal(e)]
-            return self._split(jobs)
+            return self._split(jobs, _refusal(e), wait=wait)
         left = [job for job in jobs if job.id not in accepted]
         first = self._first_of_keys(left) if left else {}
         return [_outcome(job, accepted, first) for job in jobs]
 
-    def _split(self, jobs: Sequence[NewJob]) -> list[Admitted | BatchlineError]:
-        """One submit spoils the group: halve until it is alone."""
+    def _split(self, jobs: Sequence[NewJob], error: BatchlineError, *, wait: str) -> list[Admitted | BatchlineError]:
+        """One submit spoils the group: halve until it is alone with its error."""
+        if len(jobs) == 1:
+            return [error]
         middle = len(jobs) // 2
-        return [*self.submit(jobs[:middle]), *self.submit(jobs[middle:])]
+        return [*self._submit(jobs[:middle], wait=wait), *self._submit(jobs[middle:], wait=wait)]
 
     def _first_of_keys(self, jobs: Sequence[NewJob]) -> dict[tuple[int, str], tuple[bytes, uuid.UUID]]:
         rows = self._db.run(_KEYS, {"tenant": [j.tenant_id for j in jobs], "key": [j.idempotency_key for j in jobs]})
@@ -179,11 +187,15 @@ def _outcome(
         return Admitted(job.id)
     found = first.get((job.tenant_id, job.idempotency_key or ""))
     if found is None:
-        return ConflictError("This Idempotency-Key is in flight elsewhere; try again.", retry_after_s=1.0)
+        return _in_flight()
     body_hash, job_id = found
     if body_hash != job.body_hash:
         return KeyReusedError("This Idempotency-Key was used with another body; use a new key for a new request.")
     return Admitted(job_id, replayed=job_id != job.id)
+
+
+def _in_flight() -> ConflictError:
+    return ConflictError("This Idempotency-Key is in flight elsewhere; try again.", retry_after_s=1.0)
 
 
 def _refusal(error: Exception) -> BatchlineError:
