@@ -21,8 +21,8 @@ def main() -> int:
         epilog="\n".join(f"{name:12} {module.SUMMARY}" for name, module in BENCHMARKS.items()),
     )  # fmt: skip
     parser.add_argument("names", nargs="*", metavar="NAME", help="all when absent: " + ", ".join(BENCHMARKS))
-    parser.add_argument("--rounds", type=int, default=3, help="turns of every side (default 3)")
-    parser.add_argument("--seconds", type=float, default=6.0, help="measured seconds of a turn (default 6)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of every side (default 5)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="measured seconds of a turn (default 5)")
     parser.add_argument("--peer-only", action="store_true", help="measure what Batchline is compared with, and not it")
     chosen = parser.parse_args()
     if unknown := set(chosen.names) - set(BENCHMARKS):

@@ -27,6 +27,6 @@ def run(bench: Bench) -> Report:
     report = Report("latency", samples, ("p50_ms", "p90_ms", "p99_ms", "requests_per_job"), facts=facts)
     if not bench.peer_only:
         for figure, bound in (("p50_ms", 1.2), ("p99_ms", 1.5)):
-            ratio = report.median("batchline", figure) / report.median("peer", figure)
+            ratio = report.ratio(figure, "batchline", "peer")
             report.goals.append(Goal(f"idle {figure[:3]}, batchline : peer", ratio, bound, at_least=False))
     return report

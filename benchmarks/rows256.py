@@ -71,7 +71,7 @@ def run(bench: Bench) -> Report:
         samples = interleave(sides, bench)
     report = Report("rows256", samples, ("rows_per_s", "jobs_per_s", "p50_ms", "p99_ms"), facts=facts)
     if not bench.peer_only:
-        ratio = report.median("batchline", "rows_per_s") / report.median("bare loop", "rows_per_s")
+        ratio = report.ratio("rows_per_s", "batchline", "bare loop")
         report.goals.append(Goal("rows/s, batchline : bare loop", ratio, 0.10))
     return report
 

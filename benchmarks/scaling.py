@@ -24,6 +24,6 @@ def run(bench: Bench) -> Report | None:
         facts: dict[str, object] = {"postgres": durability(one.database_url)}
         samples = interleave(sides, bench)
     report = Report("scaling", samples, ("jobs_per_s", "p50_ms", "p99_ms"), facts=facts)
-    ratio = report.median("2 + 2", "jobs_per_s") / report.median("1 + 1", "jobs_per_s")
+    ratio = report.ratio("jobs_per_s", "2 + 2", "1 + 1")
     report.goals.append(Goal("jobs/s, 2 + 2 : 1 + 1", ratio, 1.0))
     return report
