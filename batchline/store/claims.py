@@ -60,6 +60,7 @@ SELECT m.id, h.rank, h.suspect FROM models m CROSS JOIN LATERAL (
 ) h WHERE m.pool = %(pool)s ORDER BY h.rank
 """
 
+# The fence. It is checked where the rows are locked (`mine`); what follows in the statement finds them as they were.
 _MINE = "j.worker_id = %(worker)s AND j.attempt = t.attempt"
 
 _EXPOSE = f"""
@@ -82,7 +83,7 @@ WITH t AS MATERIALIZED (
   ORDER BY j.id FOR UPDATE OF j
 ), u AS (
   UPDATE jobs j SET status = t.status, finished_at = now(), rows_failed = t.rows_failed, code = t.code, exposed = false
-  FROM mine, t WHERE j.id = mine.id AND t.id = mine.id AND {_MINE} AND {guard(Move.FINISH)} RETURNING j.id
+  FROM mine, t WHERE j.id = mine.id AND t.id = mine.id AND {guard(Move.FINISH)} RETURNING j.id
 ), r AS (
   INSERT INTO job_results (job_id, outputs, errors, timings)
   SELECT t.id, t.outputs::json, t.errors::json, t.timings::json FROM t JOIN u ON u.id = t.id ORDER BY t.id
@@ -104,7 +105,7 @@ WITH t AS MATERIALIZED (
     rows_failed = CASE WHEN j.failures + 1 >= %(max)s THEN j.rows ELSE 0 END,
     code = CASE WHEN j.failures + 1 >= %(max)s THEN t.code END,
     run_at = CASE WHEN j.failures + 1 >= %(max)s THEN NULL ELSE now() + t.delay_s * interval '1 second' END
-  FROM mine, t WHERE j.id = mine.id AND t.id = mine.id AND {_MINE} AND {guard(Move.RETRY)}
+  FROM mine, t WHERE j.id = mine.id AND t.id = mine.id AND {guard(Move.RETRY)}
   RETURNING j.id, j.status, j.rows, t.code, t.error
 ), r AS (
   INSERT INTO job_results (job_id, errors)
@@ -121,7 +122,7 @@ WITH mine AS MATERIALIZED (
   WHERE {_MINE} AND {guard(Move.GIVE_BACK)} ORDER BY j.id FOR UPDATE OF j
 )
 UPDATE jobs j SET status = 'queued', worker_id = NULL, started_at = NULL, exposed = false FROM mine
-WHERE j.id = mine.id AND j.worker_id = %(worker)s AND {guard(Move.GIVE_BACK)} RETURNING j.id
+WHERE j.id = mine.id AND {guard(Move.GIVE_BACK)} RETURNING j.id
 """
 
 _RECONCILE = f"""
@@ -130,7 +131,7 @@ WITH mine AS MATERIALIZED (
   ORDER BY j.id FOR UPDATE OF j
 )
 UPDATE jobs j SET status = 'queued', worker_id = NULL, started_at = NULL, exposed = false FROM mine
-WHERE j.id = mine.id AND j.worker_id = %(worker)s AND {guard(Move.GIVE_BACK)} RETURNING j.id
+WHERE j.id = mine.id AND {guard(Move.GIVE_BACK)} RETURNING j.id
 """
 
 
@@ -191,4 +192,4 @@ def _claimed(rows: list[tuple[Any, ...]]) -> Claim:
         ClaimedJob(job_id, tenant, model, attempt, failures, n, suspect, float(queued_ms), bytes(payload))
         for job_id, tenant, model, attempt, failures, n, suspect, _rank, queued_ms, payload, _seen in rows
     ]
-    return Claim(jobs, more=bool(rows) and rows[0][-1] > len(rows))
+    return Claim(jobs, more=bool(rows) and rows[0][-1] > len(rows), first_rank=rows[0][7] if rows else 0)

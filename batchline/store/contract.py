@@ -36,6 +36,8 @@ class Claim:
 
     jobs: list[ClaimedJob]
     more: bool
+    first_rank: int = 0
+    """The lowest rank among the jobs: a floor for the next claim."""
 
 
 @dataclass(frozen=True, slots=True)
