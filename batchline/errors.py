@@ -155,6 +155,18 @@ class RowError(BatchlineError):
     code = "row_error"
 
 
+class UnreachableError(RetryableError):
+    """No server answered the client."""
+
+    code = "unreachable"
+
+
+class TimedOutError(RetryableError):
+    """What the client waited for has not come in the time it gave; it may still come."""
+
+    code = "timed_out"
+
+
 class LocalError(BatchlineError):
     """The embedded stack cannot start or stop a part on this machine."""
 
@@ -182,6 +194,8 @@ HTTP_STATUS: dict[type[BatchlineError], int] = {
     ModelError: 500,
     OutOfMemoryError: 503,
     RowError: 422,
+    UnreachableError: 503,
+    TimedOutError: 504,
     LocalError: 500,
 }
 """Which status each error answers with; a test walks all subclasses."""

@@ -156,3 +156,38 @@ def load(
     if wrong:
         raise SettingsError("\n".join(wrong))
     return settings
+
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+KEY_FILE = Path(".batchline/key")
+"""Where the embedded stack keeps the admin key."""
+
+
+@dataclass(frozen=True)
+class ClientSettings:
+    """Where the API is and who asks: for the SDK and the command line."""
+
+    urls: tuple[str, ...]
+    api_key: str
+
+
+def split_urls(text: str) -> tuple[str, ...]:
+    """Servers from a comma-separated list, without closing slashes."""
+    return tuple(part.strip().rstrip("/") for part in text.split(",") if part.strip())
+
+
+def load_client(environ: Mapping[str, str] | None = None, *, key_file: Path = KEY_FILE) -> ClientSettings:
+    """Read BATCHLINE_URL and BATCHLINE_API_KEY (or `..._FILE`); the key else from `key_file`, empty when there is none.
+
+    Raises:
+        SettingsError: a file that is named cannot be read.
+    """
+    environ = os.environ if environ is None else environ
+    try:
+        url = _read("BATCHLINE_URL", environ)
+        key = _read("BATCHLINE_API_KEY", environ)
+        if key is None and key_file.exists():
+            key = key_file.read_text(encoding="utf-8").strip()
+    except OSError as e:
+        raise SettingsError(f"{e.filename} cannot be read: {e.strerror}.") from e
+    return ClientSettings(split_urls(url or DEFAULT_URL), key or "")

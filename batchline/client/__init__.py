@@ -1,0 +1,13 @@
+"""The SDK: submit rows, wait for results, survive what lies between.
+
+    with Client() as client:
+        job = client.wait(client.submit("digits", rows))
+        for row in client.rows(job): ...
+
+`calls` decides what to send and when to try again, and knows no network; `clients` sends it, with and without await.
+"""
+
+from batchline.client.clients import AsyncClient, Client
+from batchline.client.results import Job, Model, RowError, Timings
+
+__all__ = ["AsyncClient", "Client", "Job", "Model", "RowError", "Timings"]

@@ -1,0 +1,270 @@
+"""The calls of the API as generators: they yield what to send or how long to sleep, and know no network.
+
+call = calls.get(job_id)        the driver sends each yielded Send and hands the Answer (or None: none came) back
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import uuid
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from batchline.client.results import Job, JobPage, Model, ModelPage
+from batchline.client.retries import Failure, decide, poll_wait_s, retry_after_s
+from batchline.clock import Clock
+from batchline.errors import (
+    HTTP_STATUS,
+    BatchlineError,
+    Fault,
+    InvalidRequestError,
+    NotFoundError,
+    TimedOutError,
+    UnreachableError,
+)
+from batchline.wire import FaultBody
+
+T = TypeVar("T")
+
+PAGE = 100
+"""Jobs of one page."""
+LONG_POLL_S = 30.0
+ANSWER_S = 30.0
+"""The longest that one request may take, over what it asks the server to wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """One request to make."""
+
+    method: str
+    url: str
+    headers: dict[str, str]
+    body: bytes | None
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server answered; header names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """No answer came: connection refused, reset, or too slow."""
+
+    why: str
+
+
+Call = Generator[Send | float, Answer | Lost | None, T]
+"""Yields a request to send (and takes its outcome) or seconds to sleep (and takes None); returns the result."""
+
+
+class _Problem(msgspec.Struct):
+    type: str = ""
+    title: str = ""
+    detail: str = ""
+    errors: list[FaultBody] = []
+
+
+@dataclass
+class Calls:
+    """One client's calls. `current` is the server that answered last; all calls share it."""
+
+    urls: Sequence[str]
+    api_key: str
+    timeout_s: float
+    clock: Clock
+    rng: random.Random = field(default_factory=random.Random)
+    current: int = 0
+
+    def submit(
+        self,
+        model: str,
+        inputs: object,
+        *,
+        version: str | int | None,
+        priority: int,
+        ttl_s: float | None,
+        deadline: datetime | None,
+        metadata: Mapping[str, object] | None,
+        idempotency_key: str | None,
+    ) -> Call[Job]:
+        body = {"model": model, "inputs": inputs, "version": version, "priority": priority, "ttl_s": ttl_s}
+        body |= {"deadline": deadline, "metadata": metadata}
+        if deadline is not None and deadline.tzinfo is None:
+            raise InvalidRequestError("The deadline has no time zone: give an aware datetime.")
+        content = encode({name: value for name, value in body.items() if value is not None})
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex, "Prefer": "respond-async"}
+        return self._typed(Job, "POST", "/v1/jobs", content, headers)
+
+    def get(self, job_id: str) -> Call[Job]:
+        return self._typed(Job, "GET", _job_path(job_id))
+
+    def cancel(self, job_id: str) -> Call[Job]:
+        return self._typed(Job, "POST", f"{_job_path(job_id)}/cancel")
+
+    def wait(self, job_id: str, timeout_s: float | None) -> Call[Job]:
+        until = self.clock.monotonic() + (math.inf if timeout_s is None else timeout_s)
+        polls = 0
+        while True:
+            left_s = until - self.clock.monotonic()
+            asked_s = float(int(max(0.0, min(LONG_POLL_S, left_s))))
+            headers = {"Prefer": f"wait={int(asked_s)}"} if asked_s else {}
+            started = self.clock.monotonic()
+            # The first question is always asked, whatever is left of the time.
+            job = yield from self._patient(job_id, headers, until if polls else max(until, started + 1.0), asked_s)
+            if job.is_finished:
+                return job
+            polls += 1
+            now = self.clock.monotonic()
+            if now >= until:
+                raise TimedOutError(f"{job_id} is still {job.status} after {timeout_s:g} s; wait for it again.")
+            pause_s = poll_wait_s(polls, asked_s, now - started)
+            if pause_s:
+                yield min(pause_s, until - now)
+
+    def _patient(self, job_id: str, headers: dict[str, str], until: float, asked_s: float) -> Call[Job]:
+        answer = yield from self._answer("GET", _job_path(job_id), None, headers, until=until, holds_s=asked_s)
+        return _decode(Job, answer)
+
+    def page(self, status: str | None, model: str | None, after: str | None, limit: int) -> Call[JobPage]:
+        asked = {"status": status, "model": model, "after": after, "limit": limit}
+        query = urlencode({name: value for name, value in asked.items() if value is not None})
+        return self._typed(JobPage, "GET", f"/v1/jobs?{query}")
+
+    def models(self) -> Call[list[Model]]:
+        page = yield from self._typed(ModelPage, "GET", "/v1/models")
+        return list(page.data)
+
+    def request(self, method: str, path: str, body: object = None) -> Call[object]:
+        content = None if body is None else encode(body)
+        answer = yield from self._answer(method, path, content, {})
+        return _decode(object, answer) if answer.body else None
+
+    def _typed(
+        self, kind: type[T], method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> Call[T]:
+        answer = yield from self._answer(method, path, body, headers or {})
+        return _decode(kind, answer)
+
+    def _answer(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: dict[str, str],
+        *,
+        until: float | None = None,
+        holds_s: float = 0.0,
+    ) -> Call[Answer]:
+        """Send until a server answers with success; what was sent is the same every time, its key included.
+
+        Raises:
+            BatchlineError: a server refused, or none answered before `until`.
+        """
+        until = self.clock.monotonic() + self.timeout_s if until is None else until
+        headers = {"Authorization": f"Bearer {self.api_key}", "Accept": "application/json"} | headers
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        failures = 0
+        while True:
+            server = self.current
+            left_s = max(0.1, until - self.clock.monotonic())
+            timeout_s = min(ANSWER_S + holds_s, left_s + (5.0 if holds_s else 0.0))
+            answer = yield Send(method, self.urls[server] + path, headers, body, timeout_s)
+            if isinstance(answer, Answer) and answer.status < 300:
+                return answer
+            failures += 1
+            error, failure = self._failed(answer, server)
+            left_s = until - self.clock.monotonic()
+            again = decide(failure, failures=failures, servers=len(self.urls), left_s=left_s, rng=self.rng)
+            if again is None:
+                raise error
+            if again.elsewhere and self.current == server:  # unless another call has moved on already
+                self.current = (server + 1) % len(self.urls)
+            if again.wait_s:
+                yield again.wait_s
+
+    def _failed(self, answer: Answer | Lost | None, server: int) -> tuple[BatchlineError, Failure]:
+        if isinstance(answer, Answer):
+            wait_s = retry_after_s(answer.headers, self.clock.now())
+            return error_of(answer, wait_s), Failure(answer.status, wait_s)
+        why = answer.why if answer else "no answer"
+        named = ", ".join(self.urls) if len(self.urls) > 1 else self.urls[server]
+        return (
+            UnreachableError(f"{named} cannot be reached ({why}): is Batchline up, and is BATCHLINE_URL right?"),
+            Failure(None),
+        )
+
+
+def encode(body: object) -> bytes:
+    """A body as JSON; arrays and numbers of numpy become lists and numbers.
+
+    Raises:
+        InvalidRequestError: a value has no JSON form; an infinity among them, which JSON would turn into null.
+    """
+    try:
+        content = msgspec.json.encode(body, enc_hook=_plain)
+    except (TypeError, ValueError, OverflowError, RecursionError) as e:
+        raise InvalidRequestError(f"The request has no JSON form: {e}.") from None
+    if b"null" in content and _has_infinity(body):
+        raise InvalidRequestError("The inputs hold an infinity, which JSON cannot carry; NaN is sent as null.")
+    return content
+
+
+def _plain(value: object) -> object:
+    to_list = getattr(value, "tolist", None)
+    if to_list is None:
+        raise TypeError(f"{type(value).__name__} cannot be sent")
+    return to_list()
+
+
+def _has_infinity(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isinf(value)
+    if isinstance(value, Mapping):
+        return any(map(_has_infinity, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_infinity, value))
+    return hasattr(value, "tolist") and _has_infinity(_plain(value))
+
+
+def _decode(kind: type[T], answer: Answer) -> T:
+    try:
+        return msgspec.json.decode(answer.body, type=kind)
+    except msgspec.DecodeError as e:
+        raise BatchlineError(f"The server's answer cannot be read ({e}): does BATCHLINE_URL name Batchline?") from e
+
+
+def _job_path(job_id: str) -> str:
+    if not job_id:
+        raise NotFoundError("There is no job with an empty id.")
+    return f"/v1/jobs/{quote(job_id, safe='')}"
+
+
+_BY_CODE = {kind.code: kind for kind in HTTP_STATUS}
+_BY_STATUS = {status: kind for kind, status in reversed(HTTP_STATUS.items())}
+_URN = "urn:batchline:error:"
+
+
+def error_of(answer: Answer, wait_s: float | None = None) -> BatchlineError:
+    """The error that a problem+json answer tells, as the class it was raised as; by its status if the code is new."""
+    try:
+        problem = msgspec.json.decode(answer.body, type=_Problem)
+    except msgspec.DecodeError:
+        problem = _Problem()
+    code = problem.type.removeprefix(_URN)
+    kind = _BY_CODE.get(code) or _BY_STATUS.get(answer.status) or BatchlineError
+    detail = problem.detail or problem.title or f"The server answered {answer.status}."
+    return kind(detail, faults=tuple(Fault(f.pointer, f.detail) for f in problem.errors), retry_after_s=wait_s)

@@ -1,0 +1,309 @@
+"""`Client` and `AsyncClient`: the same calls, sent over httpx without and with await."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from datetime import datetime
+from types import TracebackType
+from typing import Self, TypeVar
+
+import httpx
+
+from batchline import settings
+from batchline.client.calls import PAGE, Answer, Call, Calls, Lost, Send
+from batchline.client.results import Job, JobPage, Model, Output, RowError, each_row
+from batchline.clock import Clock, SystemClock
+from batchline.errors import InvalidRequestError, UnauthorizedError
+from batchline.job import Status
+
+T = TypeVar("T")
+
+CONNECT_S = 5.0
+_LIMITS = httpx.Limits(max_connections=500, max_keepalive_connections=100)
+# Loopback is never behind a proxy, whatever the environment says of proxies.
+_DIRECT: dict[str, None] = {"all://127.0.0.1": None, "all://localhost": None, "all://[::1]": None}
+
+
+def _calls(url: str | None, api_key: str | None, timeout_s: float, clock: Clock) -> Calls:
+    found = settings.load_client()
+    urls = settings.split_urls(url) if url else found.urls
+    wrong = [u for u in urls if not u.startswith(("http://", "https://"))]
+    if wrong or not urls:
+        raise InvalidRequestError(f"{wrong[0] if wrong else url!r} is no server: give http://HOST:PORT.")
+    key = found.api_key if api_key is None else api_key
+    if not (key.isascii() and key.isprintable()):
+        raise UnauthorizedError("The API key is no key: it has characters that no key has.")
+    return Calls(urls, key, timeout_s, clock)
+
+
+def _timeout(send: Send) -> httpx.Timeout:
+    return httpx.Timeout(send.timeout_s, connect=min(CONNECT_S, send.timeout_s), pool=None)
+
+
+def _answer(response: httpx.Response) -> Answer:
+    return Answer(response.status_code, response.headers, response.content)
+
+
+def _id(job: Job | str) -> str:
+    return job if isinstance(job, str) else job.id
+
+
+def _page_size(limit: int | None, told: int) -> int:
+    return PAGE if limit is None else min(PAGE, limit - told)
+
+
+def _next(page: JobPage, limit: int | None, told: int) -> str | None:
+    """The id after which the next page begins; None when there is none or enough was told."""
+    enough = limit is not None and told >= limit
+    return None if enough or not page.has_more else page.last_id
+
+
+class Client:
+    """The API for programs. Threads may share one."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout_s: float = 60.0,
+        transport: httpx.BaseTransport | None = None,
+        clock: Clock | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Connects at the first call.
+
+        Args:
+            url: the server, or several with commas between: a dead or overloaded one is left for the next.
+                BATCHLINE_URL when absent, else http://127.0.0.1:8000.
+            api_key: BATCHLINE_API_KEY when absent, else what the file `.batchline/key` holds.
+            timeout_s: how long one call may take, retries included; `wait` has its own.
+            transport: another way to the server than the network.
+            clock: where time comes from.
+            sleep: what is called between two tries.
+        """
+        self._calls = _calls(url, api_key, timeout_s, clock or SystemClock())
+        self._http = httpx.Client(transport=transport, limits=_LIMITS, mounts={} if transport else _DIRECT)
+        self._sleep = sleep
+
+    def submit(
+        self,
+        model: str,
+        inputs: object,
+        *,
+        version: str | int | None = None,
+        priority: int = 5,
+        ttl_s: float | None = None,
+        deadline: datetime | None = None,
+        metadata: Mapping[str, object] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Submit a job of 1 to 1,000 rows.
+
+        Args:
+            model: its name.
+            inputs: the rows: a list (or a numpy array of N rows) of nested lists, of objects `{input: value}`, or of
+                strings for a model that takes text.
+            version: a number or an alias; the model's own choice when absent.
+            priority: 0 (first) to 9.
+            ttl_s: wanted this long after its creation at the latest.
+            deadline: wanted by then; aware. The earlier of the two counts.
+            metadata: kept with the job and given back.
+            idempotency_key: two submits with the same key are one job. One is minted when absent, so that a retry
+                within this call never doubles; give your own to repeat a submit after a restart of your program.
+
+        Returns:
+            The job, queued.
+
+        Raises:
+            InvalidRequestError: the rows do not fit the model; `faults` names each.
+            QuotaError, OverloadedError, UnreachableError: it did not succeed in `timeout_s`.
+        """
+        return self._run(
+            self._calls.submit(
+                model, inputs, version=version, priority=priority, ttl_s=ttl_s, deadline=deadline, metadata=metadata,
+                idempotency_key=idempotency_key,
+            )
+        )  # fmt: skip
+
+    def wait(self, job: Job | str, timeout_s: float | None = None) -> Job:
+        """The finished job; outlives restarts of the servers, refusals and lost connections.
+
+        Raises:
+            TimedOutError: `timeout_s` has passed and the job is not finished; it may be waited for again.
+            NotFoundError: there is no such job.
+        """
+        return self._run(self._calls.wait(_id(job), timeout_s))
+
+    def get(self, job: Job | str) -> Job:
+        """The job as it is now."""
+        return self._run(self._calls.get(_id(job)))
+
+    def cancel(self, job: Job | str) -> Job:
+        """Cancel a job that is not finished; one that is stays as it is."""
+        return self._run(self._calls.cancel(_id(job)))
+
+    def jobs(
+        self, *, status: Status | str | None = None, model: str | None = None, limit: int | None = None
+    ) -> Iterator[Job]:
+        """Jobs, newest first, without their outputs; page by page."""
+        after, told = None, 0
+        while limit is None or told < limit:
+            page = self._run(self._calls.page(status, model, after, _page_size(limit, told)))
+            yield from page.data
+            told += len(page.data)
+            after = _next(page, limit, told)
+            if after is None:
+                return
+
+    def rows(self, job: Job | str) -> Iterator[Output | RowError]:
+        """Each row of a job in order: its output, or why it has none. Waits for a job that is not finished."""
+        done = job if isinstance(job, Job) and job.is_finished and job.outputs is not None else self.wait(job)
+        return each_row(done)
+
+    def models(self) -> list[Model]:
+        """The models of the catalogue."""
+        return self._run(self._calls.models())
+
+    def request(self, method: str, path: str, body: object = None) -> object:
+        """Any other route: its JSON answer, with the same retries; a body is repeated as it is."""
+        return self._run(self._calls.request(method, path, body))
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _run(self, call: Call[T]) -> T:
+        step: Answer | Lost | None = None
+        try:
+            while True:
+                effect = call.send(step)
+                step = self._send(effect) if isinstance(effect, Send) else self._sleep(effect)
+        except StopIteration as end:
+            return end.value
+
+    def _send(self, send: Send) -> Answer | Lost:
+        try:
+            return _answer(
+                self._http.request(
+                    send.method, send.url, headers=send.headers, content=send.body, timeout=_timeout(send)
+                )
+            )
+        except httpx.RequestError as e:
+            return Lost(str(e) or type(e).__name__)
+
+
+class AsyncClient:
+    """`Client` for asyncio: the same calls, awaited. One event loop; any number of tasks."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout_s: float = 60.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+        clock: Clock | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """See `Client`."""
+        self._calls = _calls(url, api_key, timeout_s, clock or SystemClock())
+        self._http = httpx.AsyncClient(transport=transport, limits=_LIMITS, mounts={} if transport else _DIRECT)
+        self._sleep = sleep
+
+    async def submit(
+        self,
+        model: str,
+        inputs: object,
+        *,
+        version: str | int | None = None,
+        priority: int = 5,
+        ttl_s: float | None = None,
+        deadline: datetime | None = None,
+        metadata: Mapping[str, object] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """See `Client.submit`."""
+        return await self._run(
+            self._calls.submit(
+                model, inputs, version=version, priority=priority, ttl_s=ttl_s, deadline=deadline, metadata=metadata,
+                idempotency_key=idempotency_key,
+            )
+        )  # fmt: skip
+
+    async def wait(self, job: Job | str, timeout_s: float | None = None) -> Job:
+        """See `Client.wait`."""
+        return await self._run(self._calls.wait(_id(job), timeout_s))
+
+    async def get(self, job: Job | str) -> Job:
+        """See `Client.get`."""
+        return await self._run(self._calls.get(_id(job)))
+
+    async def cancel(self, job: Job | str) -> Job:
+        """See `Client.cancel`."""
+        return await self._run(self._calls.cancel(_id(job)))
+
+    async def jobs(
+        self, *, status: Status | str | None = None, model: str | None = None, limit: int | None = None
+    ) -> AsyncIterator[Job]:
+        """See `Client.jobs`."""
+        after, told = None, 0
+        while limit is None or told < limit:
+            page = await self._run(self._calls.page(status, model, after, _page_size(limit, told)))
+            for job in page.data:
+                yield job
+            told += len(page.data)
+            after = _next(page, limit, told)
+            if after is None:
+                return
+
+    async def rows(self, job: Job | str) -> AsyncIterator[Output | RowError]:
+        """See `Client.rows`."""
+        done = job if isinstance(job, Job) and job.is_finished and job.outputs is not None else await self.wait(job)
+        for row in each_row(done):
+            yield row
+
+    async def models(self) -> list[Model]:
+        """See `Client.models`."""
+        return await self._run(self._calls.models())
+
+    async def request(self, method: str, path: str, body: object = None) -> object:
+        """See `Client.request`."""
+        return await self._run(self._calls.request(method, path, body))
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _run(self, call: Call[T]) -> T:
+        step: Answer | Lost | None = None
+        try:
+            while True:
+                effect = call.send(step)
+                step = await self._send(effect) if isinstance(effect, Send) else await self._sleep(effect)
+        except StopIteration as end:
+            return end.value
+
+    async def _send(self, send: Send) -> Answer | Lost:
+        try:
+            return _answer(
+                await self._http.request(
+                    send.method, send.url, headers=send.headers, content=send.body, timeout=_timeout(send)
+                )
+            )
+        except httpx.RequestError as e:
+            return Lost(str(e) or type(e).__name__)

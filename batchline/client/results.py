@@ -1,0 +1,104 @@
+"""What the SDK gives back: jobs, row errors and models as frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import TypeAlias
+
+import msgspec
+
+from batchline.job import TERMINAL, Status
+from batchline.wire import QueuePlace, RowCounts
+
+Output: TypeAlias = dict[str, object]
+"""One row's outputs by name; non-finite numbers are the strings `NaN`, `Infinity`, `-Infinity`."""
+
+
+class RowError(msgspec.Struct, frozen=True):
+    """Why one row has no output; its neighbours may have theirs."""
+
+    row: int
+    code: str
+    message: str
+
+
+class MicroBatch(msgspec.Struct, frozen=True):
+    """The forward pass that the job's last rows shared with others."""
+
+    rows: int
+    flush_reason: str = ""
+
+
+class Timings(msgspec.Struct, frozen=True):
+    """Where a finished job's time went, in milliseconds."""
+
+    queued: float = 0.0
+    batch_wait: float = 0.0
+    load: float = 0.0
+    predict: float = 0.0
+    write: float = 0.0
+    micro_batch: MicroBatch | None = None
+
+
+class Job(msgspec.Struct, frozen=True):
+    """A job as the server last told it; `Client.get` tells it anew."""
+
+    id: str
+    status: Status
+    model: str
+    version: str
+    rows: int
+    created_at: datetime
+    row_counts: RowCounts
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    attempt: int = 0
+    priority: int = 5
+    queue: QueuePlace | None = None
+    outputs: tuple[Output | None, ...] | None = None
+    """One entry a row, in the order of the rows; None for a row that failed. None as a whole until finished."""
+    errors: tuple[RowError, ...] | None = None
+    timings_ms: Timings | None = None
+    metadata: dict[str, object] | None = None
+    deadline: datetime | None = None
+    deadline_missed: bool = False
+    code: str | None = None
+    """Why a failed job failed when no row is to blame."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the status will never change again."""
+        return self.status in TERMINAL
+
+
+class JobPage(msgspec.Struct, frozen=True):
+    """One page of GET /v1/jobs."""
+
+    data: tuple[Job, ...]
+    last_id: str | None = None
+    has_more: bool = False
+
+
+class Model(msgspec.Struct, frozen=True):
+    """A model of the catalogue; `Client.request("GET", "/v1/models/NAME")` tells all about it."""
+
+    id: str
+    versions: tuple[str, ...] = ()
+
+
+class ModelPage(msgspec.Struct, frozen=True):
+    """GET /v1/models."""
+
+    data: tuple[Model, ...]
+
+
+def each_row(job: Job) -> Iterator[Output | RowError]:
+    """The rows of a finished job in their order: the output of each, or why there is none."""
+    errors = {error.row: error for error in job.errors or ()}
+    outputs = job.outputs or (None,) * job.rows
+    for index, output in enumerate(outputs):
+        if output is not None:
+            yield output
+        else:
+            yield errors.get(index) or RowError(index, job.code or job.status, f"The job is {job.status}.")
