@@ -284,7 +284,16 @@ class Workers(Protocol):
 
 
 class Chores(Protocol):
-    """What the scheduler does to jobs. Safe under two leaders; each call is one step of at most 10,000 jobs."""
+    """What the scheduler does to jobs. Safe under two leaders; each call is one step of at most STEP jobs."""
+
+    @property
+    def STEP(self) -> int:  # noqa: N802 - a constant of the adapter
+        """How many jobs one step moves at most; a step that moved as many may have left some."""
+        ...
+
+    def settled(self, *, lease_s: float) -> bool:
+        """Whether Postgres has been up for a lease: before that no lease that ran out proves a worker dead."""
+        ...
 
     def rescue(self, *, max_failures: int) -> Rescued:
         """Move RESCUE, or POISON: take back the running jobs of workers whose lease has run out.
