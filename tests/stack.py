@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg2
 from sqlalchemy.engine import make_url
@@ -81,6 +81,13 @@ def new_job(model_id: int = 1, **changes: Any) -> NewJob:
         "payload": b"rows",
     }
     return NewJob(**fields | changes)
+
+
+class Held(NamedTuple):
+    """What the fence is made of, for a job that was not claimed here."""
+
+    id: uuid.UUID
+    attempt: int
 
 
 def done(job: Any, status: Status = Status.SUCCEEDED, **changes: Any) -> FinishedJob:

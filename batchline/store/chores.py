@@ -54,13 +54,18 @@ WITH due AS MATERIALIZED (
 UPDATE jobs j SET run_at = NULL FROM due WHERE j.id = due.id AND j.status = 'queued' RETURNING j.id
 """
 
-# One probe of the claim index per model and lane, however long the queues are.
+# One probe of each index per model, however long the queues are. (EXISTS would be answered by hashing the whole queue.)
 _WAITING = """
-SELECT DISTINCT m.pool, l.lane::text FROM models m CROSS JOIN (VALUES ('online'::job_lane), ('bulk')) AS l(lane)
-WHERE EXISTS (SELECT 1 FROM jobs j WHERE j.model_id = m.id AND j.lane = l.lane
-                AND j.status = 'queued' AND j.run_at IS NULL AND NOT j.suspect)
-   OR (l.lane = 'online' AND EXISTS (SELECT 1 FROM jobs j WHERE j.model_id = m.id
-                AND j.status = 'queued' AND j.run_at IS NULL AND j.suspect))
+SELECT DISTINCT m.pool, w.lane::text FROM models m CROSS JOIN LATERAL (
+  (SELECT j.lane FROM jobs j WHERE j.model_id = m.id AND j.lane = 'online'
+     AND j.status = 'queued' AND j.run_at IS NULL AND NOT j.suspect ORDER BY j.rank LIMIT 1)
+  UNION ALL
+  (SELECT j.lane FROM jobs j WHERE j.model_id = m.id AND j.lane = 'bulk'
+     AND j.status = 'queued' AND j.run_at IS NULL AND NOT j.suspect ORDER BY j.rank LIMIT 1)
+  UNION ALL
+  (SELECT 'online' FROM jobs j WHERE j.model_id = m.id
+     AND j.status = 'queued' AND j.run_at IS NULL AND j.suspect ORDER BY j.rank LIMIT 1)
+) w
 """
 
 # Ids sort by time of creation, and what ended before a time was made before it: both prunes walk a primary key from
@@ -97,15 +102,21 @@ DELETE FROM workers w WHERE w.lease_until < now() - interval '1 day'
   AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.worker_id = w.id AND j.status = 'running') RETURNING 1
 """
 
-# One process counts at a time: whoever finds the mark older than the interval and unlocked.
-_COUNT = """
+_QUEUED = (
+    "SELECT tenant_id, model_id, lane, rows, created_at FROM jobs WHERE status = 'queued' AND EXISTS (SELECT FROM turn)"
+)
+
+# One process counts at a time: whoever finds the mark older than the interval and unlocked. Each part of the queue has
+# its partial index; asked for together, they would be answered by a scan of all jobs ever kept.
+_COUNT = f"""
 WITH turn AS MATERIALIZED (
   UPDATE chore_marks SET at = clock_timestamp() WHERE name = 'backlog' AND at < now() - %(every)s * interval '1 second'
     AND name IN (SELECT name FROM chore_marks WHERE name = 'backlog' FOR UPDATE SKIP LOCKED)
   RETURNING 1
 ), counted AS MATERIALIZED (
   SELECT tenant_id, model_id, lane, count(*) AS jobs, sum(rows) AS rows, min(created_at) AS oldest_at
-  FROM jobs WHERE status = 'queued' AND EXISTS (SELECT 1 FROM turn) GROUP BY 1, 2, 3
+  FROM ({_QUEUED} AND run_at IS NULL AND NOT suspect UNION ALL {_QUEUED} AND run_at IS NULL AND suspect
+        UNION ALL {_QUEUED} AND run_at IS NOT NULL) q GROUP BY 1, 2, 3
 ), gone AS (
   DELETE FROM backlog b WHERE EXISTS (SELECT 1 FROM turn)
     AND NOT EXISTS (SELECT 1 FROM counted c WHERE (c.tenant_id, c.model_id, c.lane) = (b.tenant_id, b.model_id, b.lane))
