@@ -95,6 +95,12 @@ class KeyReusedError(BatchlineError):
     code = "idempotency_key_reused"
 
 
+class AlreadyEndedError(BatchlineError):
+    """The job has ended, so that it can no longer be cancelled."""
+
+    code = "already_ended"
+
+
 class ResultExpiredError(BatchlineError):
     """The job is known and its result has been pruned."""
 
@@ -184,6 +190,7 @@ HTTP_STATUS: dict[type[BatchlineError], int] = {
     NotFoundError: 404,
     ConflictError: 409,
     KeyReusedError: 422,
+    AlreadyEndedError: 409,
     ResultExpiredError: 410,
     TooLargeError: 413,
     UnsupportedMediaError: 415,

@@ -1,0 +1,162 @@
+"""Admission: from a request's bytes to a job that fits its model, its tenant's share and the system's room."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+
+from api.backlog import Backlog
+from api.catalogue import Models
+from api.problems import from_decoding
+from batchline import rows
+from batchline.clock import Clock
+from batchline.errors import Fault, InvalidRequestError, MalformedError
+from batchline.job import FairShare, Lane, NewJob, new_job_id, rank_us
+from batchline.model import ModelRecord
+from batchline.store.catalogue import Principal
+from batchline.wire import SubmitBody
+
+OFF_LOOP_BYTES = 64 * 1024
+"""Bodies above this are read in a thread."""
+MAX_METADATA_BYTES = 16 * 1024
+
+_decoder = msgspec.json.Decoder(SubmitBody)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may ask for."""
+
+    max_rows: int
+    ttl_default_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a request says of its job beside the rows."""
+
+    priority: int = 5
+    ttl_s: float | None = None
+    deadline: datetime | None = None
+    metadata: str | None = None
+    idempotency_key: str | None = None
+    body_hash: bytes | None = None
+
+
+class Admission:
+    """Checks requests and mints jobs."""
+
+    def __init__(self, models: Models, backlog: Backlog, executor: Executor, clock: Clock, limits: Limits) -> None:
+        self._models = models
+        self._backlog = backlog
+        self._executor = executor
+        self._clock = clock
+        self._limits = limits
+        self._share = FairShare()
+
+    async def job(self, raw: bytes, principal: Principal, idempotency_key: str | None) -> tuple[NewJob, ModelRecord]:
+        """The job of a POST /v1/jobs.
+
+        Raises:
+            MalformedError, InvalidRequestError, NotFoundError: the request is at fault.
+            QuotaError, OverloadedError: there is no room.
+        """
+        try:
+            body = _decoder.decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+            raise from_decoding(e) from None
+        if body.parameters:
+            raise InvalidRequestError(
+                "The body does not fit.", faults=(Fault("/parameters", "must be empty: no parameter is known"),)
+            )
+        model = await self._models.resolve(body.model, body.version)
+        wishes = Wishes(
+            priority=body.priority,
+            ttl_s=body.ttl_s,
+            deadline=body.deadline,
+            metadata=_metadata(body.metadata),
+            idempotency_key=idempotency_key,
+            body_hash=hashlib.sha256(raw).digest() if idempotency_key is not None else None,
+        )
+        inputs = body.inputs
+        count, payload = await self.off_loop(len(raw), lambda: self._rows(inputs, model))
+        return self.mint(principal, model, count, payload, wishes), model
+
+    async def off_loop(self, size: int, work: Callable[[], tuple[int, bytes]]) -> tuple[int, bytes]:
+        """Do the work at once if `size` bytes are few, else in a thread."""
+        if size <= OFF_LOOP_BYTES:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    def _rows(self, inputs: msgspec.Raw, model: ModelRecord) -> tuple[int, bytes]:
+        block = rows.parse(memoryview(inputs), model.spec, max_rows=self._limits.max_rows)
+        return block.count, rows.pack(block)
+
+    def mint(self, principal: Principal, model: ModelRecord, count: int, payload: bytes, wishes: Wishes) -> NewJob:
+        """A job of `count` packed rows, ranked and counted in.
+
+        Raises:
+            InvalidRequestError: the deadline has passed.
+            QuotaError, OverloadedError: there is no room.
+        """
+        now = self._clock.now()
+        deadline = self._deadline(now, wishes)
+        self._backlog.admit(principal.tenant_id, model, count)
+        cost_s = count / self._backlog.rate(model.spec.policy.pool)
+        start = self._share.start(principal.tenant_id, now.timestamp(), cost_s)
+        return NewJob(
+            id=new_job_id(),
+            tenant_id=principal.tenant_id,
+            model_id=model.id,
+            lane=Lane.ONLINE,
+            priority=wishes.priority,
+            rank=rank_us(start, wishes.priority, deadline.timestamp() if deadline else None),
+            rows=count,
+            payload=payload,
+            metadata=wishes.metadata,
+            deadline_at=deadline,
+            idempotency_key=wishes.idempotency_key,
+            body_hash=wishes.body_hash,
+        )
+
+    def _deadline(self, now: datetime, wishes: Wishes) -> datetime | None:
+        if wishes.deadline is not None and wishes.deadline <= now:
+            raise InvalidRequestError("The body does not fit.", faults=(Fault("/deadline", "has passed"),))
+        ttl_s = wishes.ttl_s
+        if ttl_s is None and wishes.deadline is None:
+            ttl_s = self._limits.ttl_default_s or None
+        ends = [wishes.deadline.astimezone(UTC)] if wishes.deadline is not None else []
+        if ttl_s is not None:
+            ends.append(now + timedelta(seconds=ttl_s))
+        return min(ends) if ends else None
+
+
+def _metadata(metadata: Mapping[str, object] | None) -> str | None:
+    if metadata is None:
+        return None
+    text = msgspec.json.encode(metadata).decode()
+    if len(text.encode()) > MAX_METADATA_BYTES:
+        raise InvalidRequestError(
+            "The body does not fit.", faults=(Fault("/metadata", f"is larger than {MAX_METADATA_BYTES} bytes"),)
+        )
+    return text
+
+
+def idempotency_key(headers: Mapping[bytes, bytes]) -> str | None:
+    """The request's Idempotency-Key: 1 to 255 visible ASCII characters.
+
+    Raises:
+        MalformedError: it is none.
+    """
+    key = headers.get(b"idempotency-key")
+    if key is None:
+        return None
+    if not 1 <= len(key) <= 255 or not all(0x21 <= byte <= 0x7E for byte in key):
+        raise MalformedError("Idempotency-Key must be 1 to 255 visible ASCII characters.")
+    return key.decode("ascii")

@@ -1,0 +1,127 @@
+"""The composition root: one application over a store, a nudger and hints."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+from litestar import Litestar
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.admission import Admission, Limits
+from api.auth import Keys
+from api.backlog import Backlog
+from api.catalogue import Models
+from api.commits import Commits
+from api.jobs import JobRoutes
+from api.ops import Health, OpsRoutes
+from api.problems import handle
+from api.reads import Reads
+from api.refresh import Refresh
+from api.services import Services
+from batchline.clock import Clock, SystemClock
+from batchline.metrics import REQUESTS
+from batchline.queue.contract import Finished, Nudger
+from batchline.settings import Settings
+from batchline.store import Store
+
+CLOSE_S = 10.0
+_READ_SLACK_S = 0.5
+
+
+@dataclass(frozen=True)
+class Api:
+    """The application, its services, and how to make it stop taking work."""
+
+    app: ASGIApp
+    litestar: Litestar
+    services: Services
+    health: Health
+
+    def drain(self) -> None:
+        """From now on: not ready, and nobody is kept waiting. Called in the event loop."""
+        self.health.draining = True
+        self.services.reads.release()
+
+
+def build(settings: Settings, store: Store, nudger: Nudger, hints: Finished, clock: Clock | None = None) -> Api:
+    """Put one API process together; nothing runs before the application's lifespan begins."""
+    clock = clock or SystemClock()
+    # Keys, pings, lists and cancels; with commits, reads and refresh that is six connections at most.
+    asking = ThreadPoolExecutor(3, thread_name_prefix="ask")
+    parsing = ThreadPoolExecutor(2, thread_name_prefix="parse")
+    models = Models(store.catalogue.models, asking, clock)
+    backlog = Backlog(
+        store.chores,
+        store.workers,
+        max_rows_tenant=settings.max_queued_rows_tenant,
+        max_rows=settings.max_queued_rows,
+    )
+    services = Services(
+        settings=settings,
+        store=store,
+        executor=asking,
+        keys=Keys(store.catalogue.find_key, asking, clock),
+        models=models,
+        backlog=backlog,
+        admission=Admission(models, backlog, parsing, clock, Limits(settings.max_rows, settings.ttl_default_s)),
+        commits=Commits(
+            store.jobs.submit, nudger.nudge, wait_s=settings.group_wait_s, limit_bytes=settings.group_bytes
+        ),
+        reads=Reads(store.jobs, timeout_s=settings.group_wait_s + _READ_SLACK_S),
+    )
+    refresh = Refresh([models.refresh, backlog.refresh])
+    health = Health(services)
+
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncGenerator[None]:
+        loop = asyncio.get_running_loop()
+        services.commits.start(loop)
+        services.reads.start(loop)
+        refresh.start()
+        hints.listen(services.reads.hint)
+        yield
+        await asyncio.to_thread(_close, services, refresh, nudger, hints)
+        asking.shutdown(wait=False, cancel_futures=True)
+        parsing.shutdown(wait=False, cancel_futures=True)
+
+    litestar = Litestar(
+        route_handlers=[*JobRoutes(services).handlers(), *OpsRoutes(services, health).handlers()],
+        exception_handlers={Exception: handle},
+        openapi_config=None,
+        logging_config=None,
+        request_max_body_size=None,
+        lifespan=[lifespan],
+    )
+    return Api(_counted(litestar), litestar, services, health)
+
+
+def _close(services: Services, refresh: Refresh, nudger: Nudger, hints: Finished) -> None:
+    services.commits.close(CLOSE_S)
+    services.reads.close(1.0)
+    refresh.close(1.0)
+    nudger.close()
+    hints.close()
+
+
+def _counted(app: ASGIApp) -> ASGIApp:
+    """Count answers by route and status."""
+
+    async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = cast("dict[str, Any]", scope).get("path_template") or "none"
+                REQUESTS.labels(route, str(message["status"])).inc()
+            await send(message)
+
+        await app(scope, receive, sent)
+
+    return cast("ASGIApp", counted)

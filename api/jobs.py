@@ -1,0 +1,150 @@
+"""/v1/jobs: submit, read, list, cancel."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import uuid
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import parse_qsl
+
+from litestar import Request, get, post
+from litestar.handlers import HTTPRouteHandler
+from litestar.response.base import ASGIResponse
+
+from api import prefer
+from api.admission import idempotency_key
+from api.http import answer, check_json, headers_of, read_body
+from api.services import Services
+from api.shapes import job_json, list_json
+from batchline.errors import AlreadyEndedError, Fault, InvalidRequestError, NotFoundError, ResultExpiredError
+from batchline.job import TERMINAL, JobView, Status, parse_id, show_id
+from batchline.metrics import SUBMITTED
+
+AnyRequest = Request[Any, Any, Any]
+_NO_JOB = "There is no job with this id."
+_LIST_FIELDS = {"status", "model", "after", "limit"}
+
+
+class JobRoutes:
+    """The handlers; each checks the key first and knows only the key's tenant."""
+
+    def __init__(self, services: Services) -> None:
+        self._s = services
+
+    def handlers(self) -> list[HTTPRouteHandler]:
+        return [
+            post("/v1/jobs", name="submit_job")(self.submit),
+            get("/v1/jobs", name="list_jobs")(self.list),
+            get("/v1/jobs/{job_id:str}", name="get_job")(self.read),
+            post("/v1/jobs/{job_id:str}/cancel", name="cancel_job")(self.cancel),
+        ]
+
+    async def submit(self, request: AnyRequest) -> ASGIResponse:
+        s = self._s
+        headers = headers_of(request.scope)
+        principal = await s.keys.check(headers, "submit")
+        key = idempotency_key(headers)
+        check_json(headers)
+        preferences = prefer.parse(headers.get(b"prefer"))
+        raw = await read_body(request.receive, headers, s.settings.max_body_bytes)
+        job, model = await s.admission.job(raw, principal, key)
+        pool = model.spec.policy.pool
+        if not preferences.wait_s:
+            admitted = await s.commits.commit(job, pool)
+            SUBMITTED.labels(model.spec.name).inc()
+            return self._accepted(await s.reads.read(admitted.id), admitted.id, preferences)
+        with s.reads.watch(job.id) as watch:
+            admitted = await s.commits.commit(job, pool)
+            SUBMITTED.labels(model.spec.name).inc()
+            if admitted.id == job.id:
+                view = await watch.wait(preferences.wait_s, request.receive)
+                return self._accepted(view or await s.reads.read(job.id), job.id, preferences)
+        view = await s.ended(admitted.id, preferences.wait_s, request.receive)
+        return self._accepted(view, admitted.id, preferences)
+
+    def _accepted(self, view: JobView | None, job_id: uuid.UUID, preferences: prefer.Preferences) -> ASGIResponse:
+        if view is None:
+            raise ResultExpiredError("This Idempotency-Key belongs to a job that has been deleted.")
+        headers = {"Location": f"/v1/jobs/{show_id(job_id)}", **preferences.applied}
+        if view.status in TERMINAL and preferences.wait_s:
+            return answer(200, job_json(view, self._s.eta_s), headers)
+        eta_s = self._s.eta_s(view)
+        headers["Retry-After"] = str(min(max(math.ceil(eta_s or 1.0), 1), 300))
+        return answer(202, job_json(view, self._s.eta_s), headers)
+
+    async def read(self, request: AnyRequest, job_id: str) -> ASGIResponse:
+        headers = headers_of(request.scope)
+        principal = await self._s.keys.check(headers, "read")
+        wanted = parse_id(job_id)
+        preferences = prefer.parse(headers.get(b"prefer"))
+        view = await self._s.reads.read(wanted)
+        if view is None or view.tenant_id != principal.tenant_id:
+            raise NotFoundError(_NO_JOB)
+        if preferences.wait_s and view.status not in TERMINAL:
+            view = await self._s.ended(wanted, preferences.wait_s, request.receive) or view
+        if view.result_pruned:
+            raise ResultExpiredError("This job's result has been deleted; results are kept for a limited time.")
+        return answer(200, job_json(view, self._s.eta_s), preferences.applied)
+
+    async def list(self, request: AnyRequest) -> ASGIResponse:
+        principal = await self._s.keys.check(headers_of(request.scope), "read")
+        query = _query(request.scope["query_string"])
+        limit = _limit(query)
+        status = query.get("status")
+        if status is not None and status not in Status:
+            raise _bad("/status", f"must be one of {', '.join(Status)}")
+        try:
+            after = parse_id(query["after"]) if "after" in query else None
+        except NotFoundError:
+            raise _bad("/after", "must be the id of a job") from None
+        model = query.get("model")
+        if model is not None and "\0" in model:
+            raise _bad("/model", "must be the name of a model")
+        views = await asyncio.get_running_loop().run_in_executor(
+            self._s.executor,
+            lambda: self._s.store.jobs.list(
+                principal.tenant_id,
+                status=Status(status) if status else None,
+                model=model,
+                after=after,
+                limit=limit + 1,
+            ),
+        )
+        return answer(200, list_json(views[:limit], self._s.eta_s, has_more=len(views) > limit))
+
+    async def cancel(self, request: AnyRequest, job_id: str) -> ASGIResponse:
+        principal = await self._s.keys.check(headers_of(request.scope), "submit")
+        wanted = parse_id(job_id)
+        await asyncio.get_running_loop().run_in_executor(
+            self._s.executor, lambda: self._s.store.jobs.cancel(principal.tenant_id, [wanted])
+        )
+        view = await self._s.reads.read(wanted)
+        if view is None or view.tenant_id != principal.tenant_id:
+            raise NotFoundError(_NO_JOB)
+        if view.status is not Status.CANCELLED:
+            raise AlreadyEndedError(f"This job has {view.status.value} already; there is nothing to cancel.")
+        return answer(200, job_json(view, self._s.eta_s))
+
+
+def _query(raw: bytes) -> dict[str, str]:
+    pairs = parse_qsl(raw.decode("latin-1"), keep_blank_values=True)
+    query = dict(pairs)
+    faults = tuple(Fault(f"/{name}", "is no parameter of this route") for name in query.keys() - _LIST_FIELDS)
+    if len(query) < len(pairs):
+        faults += (Fault("", "names a parameter more than once"),)
+    if faults:
+        raise InvalidRequestError("The query does not fit.", faults=faults)
+    return query
+
+
+def _limit(query: Mapping[str, str]) -> int:
+    text = query.get("limit", "20")
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:10]) <= 100:
+        raise _bad("/limit", "must be a whole number from 1 to 100")
+    return int(text)
+
+
+def _bad(pointer: str, detail: str) -> InvalidRequestError:
+    return InvalidRequestError("The query does not fit.", faults=(Fault(pointer, detail),))

@@ -1,0 +1,141 @@
+"""Health, models, workers and backlog: what operators and probes ask."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+from litestar import Request, get
+from litestar.handlers import HTTPRouteHandler
+from litestar.response.base import ASGIResponse
+
+from api.http import answer, headers_of
+from api.services import Services
+from batchline.errors import BatchlineError, NotFoundError, StoreUnavailableError
+from batchline.model import ModelRecord
+
+AnyRequest = Request[Any, Any, Any]
+_PING_FRESH_S = 1.0
+_PING_WAIT_S = 2.0
+
+
+class Health:
+    """Whether work can be taken: the database answers, and the process is not about to end."""
+
+    def __init__(self, services: Services) -> None:
+        self._s = services
+        self._asked: asyncio.Future[None] | None = None
+        self._asked_at = float("-inf")
+        self.draining = False
+
+    async def check(self) -> None:
+        """Raise StoreUnavailableError unless ready; asks Postgres at most once a second."""
+        if self.draining:
+            raise StoreUnavailableError("This process is about to end.")
+        loop = asyncio.get_running_loop()
+        if self._asked is None or (self._asked.done() and loop.time() - self._asked_at > _PING_FRESH_S):
+            self._asked = loop.run_in_executor(self._s.executor, self._s.store.db.ping)
+            self._asked_at = loop.time()
+        try:
+            await asyncio.wait_for(asyncio.shield(self._asked), _PING_WAIT_S)
+        except (TimeoutError, BatchlineError):
+            raise StoreUnavailableError("The database does not answer.") from None
+
+
+class OpsRoutes:
+    """The handlers."""
+
+    def __init__(self, services: Services, health: Health) -> None:
+        self._s = services
+        self._health = health
+
+    def handlers(self) -> list[HTTPRouteHandler]:
+        return [
+            get("/livez", name="livez")(self.live),
+            get("/readyz", name="readyz")(self.ready),
+            get("/v1/models", name="list_models")(self.models),
+            get("/v1/models/{model:str}", name="get_model")(self.model),
+            get("/v1/workers", name="list_workers")(self.workers),
+            get("/v1/backlog", name="get_backlog")(self.backlog),
+        ]
+
+    async def live(self) -> ASGIResponse:
+        return answer(200, b'{"status":"ok"}')
+
+    async def ready(self) -> ASGIResponse:
+        await self._health.check()
+        return answer(200, b'{"status":"ok"}')
+
+    async def models(self, request: AnyRequest) -> ASGIResponse:
+        await self._s.keys.check(headers_of(request.scope), "read")
+        data = [_model(self._s.models.versions(name)) for name in self._s.models.names()]
+        return answer(200, msgspec.json.encode({"object": "list", "data": data}))
+
+    async def model(self, request: AnyRequest, model: str) -> ASGIResponse:
+        await self._s.keys.check(headers_of(request.scope), "read")
+        await self._s.models.resolve(model, None)
+        return answer(200, msgspec.json.encode(_model(self._s.models.versions(model))))
+
+    async def workers(self, request: AnyRequest) -> ASGIResponse:
+        await self._s.keys.check(headers_of(request.scope), "admin")
+        views = await asyncio.get_running_loop().run_in_executor(self._s.executor, self._s.store.workers.list)
+        data = [
+            {
+                "id": str(w.id),
+                "object": "worker",
+                "host": w.host,
+                "pid": w.pid,
+                "pool": w.pool,
+                "device": w.device,
+                "started_at": w.started_at,
+                "heartbeat_at": w.heartbeat_at,
+                "live": w.live,
+                "draining": w.draining,
+                "models": w.models.split(),
+                "rows_per_s": w.rows_per_s,
+            }
+            for w in views
+        ]
+        return answer(200, msgspec.json.encode({"object": "list", "data": data}))
+
+    async def backlog(self, request: AnyRequest) -> ASGIResponse:
+        await self._s.keys.check(headers_of(request.scope), "admin")
+        backlog = self._s.backlog
+        pools: dict[str, dict[str, float]] = {
+            pool: {"jobs": 0, "rows": 0, "oldest_age_s": 0.0, "rows_per_s": rate}
+            for pool, rate in backlog.measured_rates().items()
+        }
+        for entry in backlog.queued:
+            pool = pools.setdefault(entry.pool, {"jobs": 0, "rows": 0, "oldest_age_s": 0.0, "rows_per_s": 0.0})
+            pool["jobs"] += entry.jobs
+            pool["rows"] += entry.rows
+            pool["oldest_age_s"] = max(pool["oldest_age_s"], float(entry.oldest_age_s))
+        total = sum(pool["rows"] for pool in pools.values())
+        return answer(200, msgspec.json.encode({"object": "backlog", "rows": total, "pools": pools}))
+
+
+def _model(records: list[ModelRecord]) -> dict[str, object]:
+    if not records:
+        raise NotFoundError("There is no such model.")
+    last = records[-1]
+    return {
+        "id": last.spec.name,
+        "object": "model",
+        "created": int(records[0].created_at_s),
+        "owned_by": "batchline",
+        "aliases": {"production": last.spec.version},
+        "versions": [
+            {
+                "version": r.spec.version,
+                "created": int(r.created_at_s),
+                "digest": r.spec.digest,
+                "size_bytes": r.spec.size_bytes,
+                "inputs": r.spec.inputs,
+                "outputs": r.spec.outputs,
+                "policy": r.spec.policy,
+                "text": r.spec.text,
+            }
+            for r in records
+        ],
+    }

@@ -1,0 +1,105 @@
+"""Errors as answers: problem details (RFC 9457), and `{"error": …}` under /v2."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from litestar import Request, Response
+from litestar.exceptions import HTTPException
+
+from batchline.errors import HTTP_STATUS, BatchlineError, Fault, InvalidRequestError, MalformedError
+from batchline.metrics import REFUSED
+from batchline.rows import escape
+from batchline.wire import FaultBody, Problem
+
+log = logging.getLogger("api")
+
+PROBLEM = "application/problem+json"
+_ROUTER_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
+_V2_STATUS = {422: 400}
+"""The protocol knows 400 for whatever does not fit."""
+
+
+def status_of(error: BatchlineError) -> int:
+    """The HTTP status of an error, its own or its nearest ancestor's."""
+    return next(HTTP_STATUS[kind] for kind in type(error).__mro__ if kind in HTTP_STATUS)
+
+
+def handle(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """Answer whatever was raised; what nobody foresaw is logged and told as nothing but `internal`."""
+    path = request.scope["path"]
+    headers: dict[str, str] = {}
+    if isinstance(error, BatchlineError):
+        status, code, detail, faults = status_of(error), error.code, error.detail, error.faults
+        if error.retry_after_s is not None or status in (429, 503):
+            headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s or 1.0)))
+        if status == 500:
+            log.error("request failed", extra={"path": path, "error": detail})
+    elif isinstance(error, HTTPException) and error.status_code < 500:
+        status = error.status_code
+        code = _ROUTER_CODES.get(status, "malformed")
+        detail = _ROUTER_DETAILS.get(status, HTTPStatus(status).phrase)
+        faults = ()
+        headers |= {k: v for k, v in (error.headers or {}).items() if k.lower() == "allow"}
+    else:
+        log.error("request failed", extra={"path": path}, exc_info=error)
+        status, code, detail, faults = 500, "internal", "Something went wrong here; it has been logged.", ()
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if request.scope["method"] == "POST":
+        REFUSED.labels(code).inc()
+    if path == "/v2" or path.startswith("/v2/"):
+        return _plain(_V2_STATUS.get(status, status), detail, faults, headers)
+    body = Problem(
+        type=f"urn:batchline:error:{code}",
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        instance=path,
+        errors=[FaultBody(f.pointer, f.detail) for f in faults],
+    )
+    return Response(msgspec.json.encode(body), status_code=status, media_type=PROBLEM, headers=headers)
+
+
+_ROUTER_DETAILS = {
+    404: "There is nothing at this address; /openapi.json lists what there is.",
+    405: "This address does not take this method.",
+}
+
+
+def _plain(status: int, detail: str, faults: tuple[Fault, ...], headers: dict[str, str]) -> Response[bytes]:
+    told = "; ".join(f"{f.pointer}: {f.detail}" if f.pointer else f.detail for f in faults[:10])
+    body = msgspec.json.encode({"error": f"{detail} {told}".strip()})
+    return Response(body, status_code=status, media_type="application/json", headers=headers)
+
+
+_AT = re.compile(r" - at `\$(.*)`$", re.DOTALL)
+_STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]|(\[\.\.\.\])")
+_FIELD = re.compile(r"(?:missing required|contains unknown) field `(.*)`$", re.DOTALL)
+
+
+def from_decoding(error: Exception) -> BatchlineError:
+    """What msgspec could not read or would not accept, with a pointer made from its `$.a[0].b`."""
+    text = str(error)
+    if isinstance(error, RecursionError):
+        return MalformedError("The body is nested too deeply.", faults=(Fault("", "is nested too deeply"),))
+    if not isinstance(error, msgspec.ValidationError):
+        told = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else text
+        return MalformedError("The body is not JSON that can be read.", faults=(Fault("", told),))
+    found = _AT.search(text)
+    steps = _STEP.finditer(found.group(1)) if found else ()
+    pointer = ""
+    for step in steps:
+        if step.group(3):
+            break
+        pointer += "/" + (escape(step.group(1)) if step.group(1) is not None else step.group(2))
+    told = text[: found.start()] if found else text
+    field = _FIELD.search(told)
+    if field:
+        pointer += "/" + escape(field.group(1))
+    return InvalidRequestError("The body does not fit.", faults=(Fault(pointer, told),))

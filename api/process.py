@@ -1,0 +1,90 @@
+"""One API process from its environment to its end."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import sys
+from typing import Any, cast
+
+import uvicorn
+
+from api.app import Api, build
+from batchline import logs, metrics
+from batchline import settings as settings_module
+from batchline.errors import BatchlineError
+from batchline.queue.celery_queue import CeleryNudger
+from batchline.queue.hints import Hints
+from batchline.settings import Settings
+from batchline.store import open_store
+from batchline.store.migrations import check
+
+log = logging.getLogger("api")
+
+GRACE_S = 10
+"""How long requests in flight may take after SIGTERM."""
+
+
+class Server(uvicorn.Server):
+    """Sends waiting clients home before it waits for their requests."""
+
+    def __init__(self, config: uvicorn.Config, api: Api) -> None:
+        super().__init__(config)
+        self._api = api
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._api.drain()
+        await super().shutdown(sockets)
+
+
+def serve(api: Api, host: str, port: int) -> Server:
+    """A server for the application, not yet running."""
+    config = uvicorn.Config(
+        cast("Any", api.app),
+        host=host,
+        port=port,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    return Server(config, api)
+
+
+def run(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code.
+
+    Raises:
+        StoreUnavailableError: Postgres does not answer, or its schema is not ours.
+    """
+    store = open_store(settings.database_url, connections=settings.connections)
+    store.db.ping()
+    check(settings.database_url)
+    metrics.serve(settings.metrics_port, settings.metrics_host)
+    nudger = CeleryNudger(settings.redis_url, Hints(settings.redis_url))
+    server = serve(build(settings, store, nudger, Hints(settings.redis_url)), settings.host, settings.port)
+    for ended_by in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn raises the signal again when it has shut down; by then it has been obeyed.
+        signal.signal(ended_by, lambda *_: None)
+    log.info("serving", extra={"host": settings.host, "port": settings.port})
+    server.run()
+    store.close()
+    return 0 if server.started else 1
+
+
+def main() -> int:
+    """Read the environment and run; faults of either are told in words and end the process with 1."""
+    try:
+        settings = settings_module.load()
+        logs.configure(level=settings.log_level)
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+        return run(settings)
+    except BatchlineError as e:
+        print(e.detail, file=sys.stderr)
+        return 1

@@ -1,0 +1,49 @@
+"""What the handlers stand on, in one place."""
+
+from __future__ import annotations
+
+import uuid
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from litestar.types import Receive
+
+from api.admission import Admission
+from api.auth import Keys
+from api.backlog import Backlog
+from api.catalogue import Models
+from api.commits import Commits
+from api.reads import Reads
+from batchline.job import TERMINAL, JobView
+from batchline.settings import Settings
+from batchline.store import Store
+
+
+@dataclass(frozen=True)
+class Services:
+    """One of each, made by `api.app.build`."""
+
+    settings: Settings
+    store: Store
+    executor: Executor
+    keys: Keys
+    models: Models
+    backlog: Backlog
+    admission: Admission
+    commits: Commits
+    reads: Reads
+
+    def eta_s(self, view: JobView) -> float | None:
+        """About how many seconds a queued job has to go."""
+        if view.position is None:
+            return None
+        record = next((r for r in self.models.versions(view.model) if r.spec.version == view.version), None)
+        return self.backlog.eta_s(record.id, record.spec.policy.pool, view.position) if record else None
+
+    async def ended(self, job_id: uuid.UUID, wait_s: float, receive: Receive) -> JobView | None:
+        """The job once it has ended, or as it stands when the time is up."""
+        with self.reads.watch(job_id) as watch:
+            view = await self.reads.read(job_id)
+            if view is None or view.status in TERMINAL:
+                return view
+            return await watch.wait(wait_s, receive) or await self.reads.read(job_id)
