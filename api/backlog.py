@@ -9,8 +9,7 @@ from collections import defaultdict
 from batchline.errors import OverloadedError, QuotaError
 from batchline.model import ModelRecord
 from batchline.store.chores import Backlog as Queued
-from batchline.store.chores import Chores
-from batchline.store.workers import Workers
+from batchline.store.contract import Chores, Workers
 
 COUNT_S = 1.0
 """Counting runs at most this often, and at most a tenth of the time."""

@@ -55,12 +55,11 @@ class Commits:
         self._open: deque[_Entry] = deque()
         self._bytes = 0
         self._closed = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._run, name="commits", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to commit; answers go to `loop`."""
-        self._loop = loop
+        self._thread = threading.Thread(target=self._run, args=(loop,), name="commits", daemon=True)
         self._thread.start()
 
     def close(self, timeout_s: float) -> None:
@@ -68,7 +67,8 @@ class Commits:
         with self._change:
             self._closed = True
             self._change.notify()
-        self._thread.join(timeout=timeout_s)
+        if self._thread is not None:
+            self._thread.join(timeout=timeout_s)
 
     async def commit(self, job: NewJob, pool: str) -> Admitted:
         """Join the open group and return when it is committed.
@@ -122,7 +122,7 @@ class Commits:
                 group.append(entry)
             return group
 
-    def _run(self) -> None:
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         while group := self._take():
             started = time.perf_counter()
             outcomes = self._outcomes([entry.job for entry in group])
@@ -131,9 +131,8 @@ class Commits:
             failpoints.hit("api.after_commit")
             with self._change:
                 self._bytes -= sum(len(entry.job.payload) for entry in group)
-            assert self._loop is not None
             try:
-                self._loop.call_soon_threadsafe(_answer, group, outcomes)
+                loop.call_soon_threadsafe(_answer, group, outcomes)
             except RuntimeError:  # the loop is gone, and with it whoever waited
                 log.warning("nobody is left to answer", extra={"jobs": len(group)})
             for pool, lane in {(entry.pool, entry.job.lane) for entry in group}:

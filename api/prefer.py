@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 MAX_WAIT_S = 60
 
-_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
-_WORD = rf"{_TOKEN}|{_QUOTED}"
+_WORD = rf"{_NAME}|{_QUOTED}"
 _PREFERENCE = re.compile(
-    rf"\s*({_TOKEN})\s*(?:=\s*({_WORD})?)?\s*(?:;\s*(?:{_TOKEN}\s*(?:=\s*(?:{_WORD})?)?)?\s*)*(?:,|$)"
+    rf"\s*({_NAME})\s*(?:=\s*({_WORD})?)?\s*(?:;\s*(?:{_NAME}\s*(?:=\s*(?:{_WORD})?)?)?\s*)*(?:,|$)"
 )
 
 

@@ -6,6 +6,7 @@ import logging
 import signal
 import socket
 import sys
+from types import FrameType
 from typing import Any, cast
 
 import uvicorn
@@ -71,11 +72,15 @@ def run(settings: Settings) -> int:
     server = serve(build(settings, store, nudger, Hints(settings.redis_url)), settings.host, settings.port)
     for ended_by in (signal.SIGTERM, signal.SIGINT):
         # uvicorn raises the signal again when it has shut down; by then it has been obeyed.
-        signal.signal(ended_by, lambda *_: None)
+        signal.signal(ended_by, _obeyed)
     log.info("serving", extra={"host": settings.host, "port": settings.port})
     server.run()
     store.close()
     return 0 if server.started else 1
+
+
+def _obeyed(number: int, frame: FrameType | None) -> None:
+    log.info("ended", extra={"signal": signal.Signals(number).name})
 
 
 def main() -> int:

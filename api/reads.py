@@ -1,4 +1,4 @@
-"""Grouped reads: one thread reads all jobs asked for since its last query, and looks after those who wait for an end."""
+"""Grouped reads: one thread reads all jobs asked for since its last query, and looks after those who wait."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, Self
 
 from litestar.types import Receive
 
@@ -48,12 +48,11 @@ class Reads:
         self._watched: dict[uuid.UUID, list[Waiting]] = {}
         self._closed = False
         self._releasing = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._run, name="reads", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to read; answers go to `loop`."""
-        self._loop = loop
+        self._thread = threading.Thread(target=self._run, args=(loop,), name="reads", daemon=True)
         self._thread.start()
 
     def close(self, timeout_s: float) -> None:
@@ -61,7 +60,8 @@ class Reads:
         with self._change:
             self._closed = True
             self._change.notify()
-        self._thread.join(timeout=timeout_s)
+        if self._thread is not None:
+            self._thread.join(timeout=timeout_s)
 
     async def read(self, job_id: uuid.UUID) -> JobView | None:
         """The job with its results, None if there is none.
@@ -121,31 +121,33 @@ class Reads:
             if not futures:
                 del self._watched[job_id]
 
-    def _run(self) -> None:
-        poll_at = time.monotonic() + POLL_S
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        poll_at = 0.0
         while True:
             with self._change:
-                while not self._asks and not self._hinted and not self._closed:
+                while not (self._asks or self._hinted or self._closed):
                     left = poll_at - time.monotonic()
                     if self._watched and left <= 0:
                         break
-                    self._change.wait(max(left, 0.001) if self._watched else None)
-                    if self._watched and left <= -POLL_S:
-                        poll_at = time.monotonic() + POLL_S  # slept for long with nobody waiting
+                    self._change.wait(left if self._watched else None)
                 if self._closed:
                     return
                 asks, self._asks = self._asks, {}
-                wanted = [*asks, *self._hinted]
-                self._hinted = set()
+                hinted, self._hinted = self._hinted, set()
                 polled: list[uuid.UUID] = []
                 if self._watched and time.monotonic() >= poll_at:
                     polled = list(self._watched)
                     poll_at = time.monotonic() + POLL_S
-            self._ask(asks, wanted, polled)
+            views, error = self._ask([*asks, *hinted], polled)
+            try:
+                loop.call_soon_threadsafe(self._answer, asks, views, error)
+            except RuntimeError:  # the loop is gone, and with it whoever asked
+                return
 
-    def _ask(self, asks: dict[uuid.UUID, list[Asking]], wanted: list[uuid.UUID], polled: list[uuid.UUID]) -> None:
+    def _ask(
+        self, wanted: list[uuid.UUID], polled: list[uuid.UUID]
+    ) -> tuple[dict[uuid.UUID, JobView], BatchlineError | None]:
         views: dict[uuid.UUID, JobView] = {}
-        error: BatchlineError | None = None
         try:
             if polled:
                 wanted = [*wanted, *self._source.terminal(polled)]
@@ -154,15 +156,11 @@ class Reads:
                 views |= self._source.read(unique[at : at + MAX_IDS])
         except StoreUnavailableError as e:
             log.warning("read failed", extra={"jobs": len(wanted), "error": e.detail})
-            error = _unavailable()
+            return {}, _unavailable()
         except Exception:
             log.exception("read failed", extra={"jobs": len(wanted)})
-            error = BatchlineError("The job could not be read; it has been logged.")
-        assert self._loop is not None
-        try:
-            self._loop.call_soon_threadsafe(self._answer, asks, views, error)
-        except RuntimeError:  # the loop is gone, and with it whoever asked
-            return
+            return {}, BatchlineError("The job could not be read; it has been logged.")
+        return views, None
 
     def _answer(
         self, asks: dict[uuid.UUID, list[Asking]], views: dict[uuid.UUID, JobView], error: BatchlineError | None
@@ -192,7 +190,7 @@ class Watch:
         self._future: Waiting = self._loop.create_future()
         self._listener: asyncio.Task[None] | None = None
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Self:
         self._reads.register(self._job_id, self._future)
         return self
 
