@@ -1,0 +1,250 @@
+"""The model repository on disk: NAME/VERSION/{model.onnx, model.toml, tokenizer.json}, read, checked and added to.
+
+Versions are whole numbers and never change once they are there: a new version comes as a temporary folder beside its
+place and is renamed into it. The ONNX file itself is read by `python -m workers.probe`, a process of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from batchline.errors import InvalidRequestError, ModelError
+from batchline.model import BatchPolicy, ModelSpec, TensorSpec, TextFront, check_name, check_version
+
+MODEL_FILE = "model.onnx"
+POLICY_FILE = "model.toml"
+_PROBE_S = 900.0
+_TRIES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A version in the repository, and what is wrong with it at first sight."""
+
+    name: str
+    version: str
+    path: Path
+    problem: str | None = None
+
+
+class _Tensor(msgspec.Struct, frozen=True):
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+class Signature(msgspec.Struct, frozen=True):
+    """What the probe tells of an ONNX file; the first axis of every shape is the batch axis."""
+
+    inputs: tuple[_Tensor, ...]
+    outputs: tuple[_Tensor, ...]
+    batchable: bool
+    bytes: int
+    sha256: str
+
+
+class _Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    policy: BatchPolicy = BatchPolicy()
+    text: TextFront | None = None
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    error: str
+
+
+def scan(repository: Path) -> list[Found]:
+    """List the versions of a repository, sorted; a repository that is not there is empty.
+
+    Folders whose name begins with a dot are work in progress and passed over.
+    """
+    found = [
+        Found(name.name, version.name, version, _problem(name.name, version))
+        for name in _folders(repository)
+        for version in _folders(name)
+    ]
+    return sorted(found, key=lambda f: (f.name, f.version.zfill(9)))
+
+
+def _folders(path: Path) -> list[Path]:
+    with contextlib.suppress(OSError):
+        return [p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    return []
+
+
+def _problem(name: str, path: Path) -> str | None:
+    try:
+        check_name(name)
+        check_version(path.name)
+    except InvalidRequestError as e:
+        return e.detail
+    return None if (path / MODEL_FILE).is_file() else f"{path} has no {MODEL_FILE}: put the model there."
+
+
+def read_spec(path: Path, name: str, version: str, signature: Signature) -> ModelSpec:
+    """Put a version's signature and its model.toml together.
+
+    Args:
+        path: the version's folder.
+        name: the model's.
+        version: the version's.
+        signature: what the probe told of its model.onnx.
+
+    Raises:
+        ModelError: model.toml does not say what it may say; names the file and the key.
+    """
+    extra = _read_policy(path / POLICY_FILE)
+    policy = extra.policy
+    if policy.max_batch_size < 1 or policy.predict_timeout_s <= 0 or policy.max_queue_delay_microseconds < 0:
+        raise ModelError(
+            f"{path / POLICY_FILE}: max_batch_size must be at least 1, predict_timeout_s above 0 and"
+            " max_queue_delay_microseconds not negative."
+        )
+    if not signature.batchable:
+        policy = msgspec.structs.replace(policy, max_batch_size=1)
+    if extra.text and not (path / extra.text.tokenizer).is_file():
+        raise ModelError(f"{path / POLICY_FILE}: the tokenizer {extra.text.tokenizer!r} is not beside the model.")
+    return ModelSpec(
+        name=check_name(name),
+        version=check_version(version),
+        digest=signature.sha256,
+        size_bytes=signature.bytes,
+        inputs=tuple(TensorSpec(t.name, t.dtype, t.shape[1:]) for t in signature.inputs),
+        outputs=tuple(TensorSpec(t.name, t.dtype, t.shape[1:]) for t in signature.outputs),
+        policy=policy,
+        text=extra.text,
+    )
+
+
+def _read_policy(path: Path) -> _Policy:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return msgspec.convert(values, _Policy)
+    except FileNotFoundError:
+        return _Policy()
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as e:
+        raise ModelError(f"{path} cannot be used: {e}.") from e
+
+
+def probe(path: Path) -> Signature:
+    """Have an ONNX file checked and read by a process of its own; takes a second or two.
+
+    Raises:
+        ModelError: the file is refused; the message says why and what to do.
+    """
+    command = [sys.executable, "-P", "-m", "workers.probe", str(path)]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=_PROBE_S, check=False, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired as e:
+        raise ModelError(f"{path} could not be checked within {_PROBE_S:.0f} s; it is not used.") from e
+    try:
+        if done.returncode == 0:
+            return msgspec.json.decode(done.stdout, type=Signature)
+        raise ModelError(f"{path}: {msgspec.json.decode(done.stdout, type=_Answer).error}")
+    except msgspec.DecodeError as e:
+        raise ModelError(
+            f"{path} made its check end with status {done.returncode}; it is not used. Is it a sound ONNX file?"
+        ) from e
+
+
+def install(repository: Path, name: str, source: Path, policy: Mapping[str, object] | None = None) -> tuple[str, Path]:
+    """Copy a model into the repository as the next version of its name.
+
+    Args:
+        repository: made if it is not there.
+        name: the model's.
+        source: an .onnx file, or a folder with model.onnx and what belongs to it.
+        policy: the content of model.toml; what the folder has when absent.
+
+    Returns:
+        The new version and its folder.
+
+    Raises:
+        ModelError: the source holds no model, or no place was found for it.
+    """
+    folder = repository / check_name(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=".import-", dir=folder))
+    try:
+        _copy(source, draft)
+        if policy is not None:
+            (draft / POLICY_FILE).write_text(_toml(policy), encoding="utf-8")
+        draft.chmod(0o755)
+        for _ in range(_TRIES):
+            version = str(max((int(p.name) for p in _folders(folder) if p.name.isdigit()), default=0) + 1)
+            try:
+                draft.rename(folder / version)
+            except OSError:  # another import took the number: its folder is there and not empty
+                continue
+            return version, folder / version
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    raise ModelError(f"{folder} takes no new version: is it writable, and is nobody else importing without end?")
+
+
+def _copy(source: Path, into: Path) -> None:
+    try:
+        if source.is_dir():
+            for file in sorted(source.iterdir()):
+                if file.is_file():
+                    shutil.copyfile(file, into / file.name)
+        else:
+            shutil.copyfile(source, into / MODEL_FILE)
+    except OSError as e:
+        raise ModelError(f"{source} cannot be copied: {e.strerror}.") from e
+    if not (into / MODEL_FILE).is_file():
+        raise ModelError(f"{source} has no {MODEL_FILE}: name an .onnx file, or a folder that holds one.")
+    with (into / MODEL_FILE).open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _toml(tables: Mapping[str, object], prefix: str = "") -> str:
+    """The little of TOML that a policy needs: tables of numbers, strings and booleans."""
+    lines = [f"{k} = {msgspec.json.encode(v).decode()}" for k, v in tables.items() if not isinstance(v, Mapping)]
+    parts = ["\n".join(lines)] if lines else []
+    for key, value in tables.items():
+        if isinstance(value, Mapping):
+            inner = cast("Mapping[str, Any]", value)
+            parts.append(f"[{prefix}{key}]\n{_toml(inner, f'{prefix}{key}.')}")
+    return "\n\n".join(parts)
+
+
+def import_model(
+    repository: Path,
+    name: str,
+    source: Path,
+    register: Callable[[ModelSpec], int],
+    policy: Mapping[str, object] | None = None,
+) -> ModelSpec:
+    """Check a model, copy it into the repository as a new version, and put it into the catalogue.
+
+    Args:
+        repository: the folder of all models.
+        name: the model's.
+        source: an .onnx file, or a folder with model.onnx and what belongs to it.
+        register: the catalogue's `register_model`.
+        policy: the content of model.toml; what the folder has when absent.
+
+    Raises:
+        ModelError: the file is refused; nothing is left in the repository.
+        InvalidRequestError: the name is none.
+    """
+    version, path = install(repository, name, source, policy)
+    try:
+        spec = read_spec(path, name, version, probe(path / MODEL_FILE))
+    except ModelError:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+    register(spec)
+    return spec

@@ -1,0 +1,114 @@
+"""`python -m workers`: settings, store, queue, models, engine; runs until SIGTERM."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+
+from batchline import logs, metrics, settings
+from batchline.errors import BatchlineError, StoreUnavailableError
+from batchline.queue.celery_queue import CeleryNudger, run_worker
+from batchline.queue.hints import Hints
+from batchline.settings import Settings
+from batchline.store import Store, migrations, open_store
+from workers.engine import Engine
+from workers.heartbeat import Heart
+from workers.idle import Newcomers, look_for_work
+from workers.models import Models
+from workers.predict import Device, Predictor, Sizes
+from workers.runtimes.onnx_runtime import opener
+
+log = logging.getLogger("workers")
+
+_DRAIN_S = 30.0
+_HEART_STATEMENT_S = 5.0
+
+
+def main() -> int:
+    config = settings.load()
+    logs.configure(level=config.log_level)
+    migrations.check(config.database_url)
+    metrics.serve(config.metrics_port, config.metrics_host)
+    store = open_store(config.database_url, connections=config.connections - 1)
+    own = open_store(config.database_url, connections=1, statement_timeout_s=_HEART_STATEMENT_S)
+    hints = Hints(config.redis_url)
+    nudger = CeleryNudger(config.redis_url, hints)
+    device, sizes = Device(), Sizes()
+    models = Models(
+        config.models,
+        store.catalogue,
+        opener(config.device, config.intra_op_threads),
+        limit_bytes=config.models_limit_bytes,
+    )
+    heart = Heart(own.workers, config, loaded=models.refs, done=lambda: (engine.rows_done, engine.turns.busy_s()))
+    engine = Engine(
+        config,
+        claims=store.claims,
+        models=models,
+        predictor=Predictor(device, sizes),
+        sizes=sizes,
+        hints=hints,
+        nudger=nudger,
+        worker_id=lambda: heart.worker_id,
+    )
+    heart.start()
+    device.watch()
+    _prepare(config, store, models, engine)
+    threads = [
+        threading.Thread(target=look_for_work, args=(engine, config.idle_poll_s), name="idle", daemon=True),
+        threading.Thread(target=_end, args=(engine, store, heart, config), name="drain", daemon=True),
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        return run_worker(
+            config.redis_url,
+            name=f"worker-{os.getpid()}",
+            pool=config.pool,
+            concurrency=config.concurrency,
+            run=engine.run,
+            on_ready=lambda: log.info("worker ready", extra={"models": models.refs()}),
+            on_drain=engine.drain,
+        )
+    finally:
+        engine.drain()
+        engine.turns.wait_empty(min(config.lease_s, _DRAIN_S))
+        heart.stop()
+        nudger.close()
+        hints.close()
+        device.close()
+        store.close()
+        own.close()
+
+
+def _prepare(config: Settings, store: Store, models: Models, engine: Engine) -> None:
+    """Register newcomers and load what there is, so that ready means loaded; then keep looking for newcomers."""
+    newcomers = Newcomers(config.models, store.catalogue)
+    try:
+        newcomers.look()
+        models.preload(config.pool)
+    except BatchlineError as e:
+        log.warning("models not loaded in advance", extra={"error": e.detail})
+    threading.Thread(target=newcomers.watch, args=(engine.draining,), name="newcomers", daemon=True).start()
+
+
+def _end(engine: Engine, store: Store, heart: Heart, config: Settings) -> None:
+    """Wait for the drain, tell Postgres, and see to it that it comes to an end."""
+    engine.draining.wait()
+    limit_s = min(config.lease_s, _DRAIN_S)
+    try:
+        store.workers.drain(heart.worker_id)
+    except StoreUnavailableError as e:
+        log.info("drain not noted", extra={"error": e.detail})
+    threading.Event().wait(limit_s)
+    log.error("drain took too long; ending this process, its jobs will run elsewhere", extra={"limit_s": limit_s})
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except BatchlineError as e:
+        sys.exit(f"worker: {e.detail}")

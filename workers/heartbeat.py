@@ -1,0 +1,140 @@
+"""The lease of this process: who we are, renewed by a thread with a connection of its own."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from batchline.errors import StoreUnavailableError
+from batchline.settings import Settings
+from batchline.store.contract import Workers
+
+log = logging.getLogger("workers")
+
+_RATE_S = 45.0
+_RETRY_S = 1.0
+
+
+def host_identity() -> str:
+    """This machine as far as process ids mean anything: host name and pid namespace."""
+    try:
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        namespace = "pid"
+    return f"{socket.gethostname()}/{namespace}"
+
+
+class Rate:
+    """Rows per busy second, older ones counting less and less; what a queue drains at when there is one."""
+
+    def __init__(self) -> None:
+        self._rows = 0.0
+        self._busy_s = 0.0
+
+    def add(self, rows: int, busy_s: float, elapsed_s: float) -> float:
+        """Count what was done in the last `elapsed_s` and return rows/s."""
+        decay = math.exp(-elapsed_s / _RATE_S)
+        self._rows = self._rows * decay + rows
+        self._busy_s = self._busy_s * decay + busy_s
+        return self._rows / self._busy_s if self._busy_s > 0 else 0.0
+
+
+class Heart:
+    """Keeps the lease. Whose lease has run out comes back under a new id; the fence drops the results of the old."""
+
+    def __init__(
+        self,
+        workers: Workers,
+        settings: Settings,
+        *,
+        loaded: Callable[[], str],
+        done: Callable[[], tuple[int, float]],
+    ) -> None:
+        """Nothing happens before `start`.
+
+        Args:
+            workers: on a connection that nobody else uses.
+            settings: of the process.
+            loaded: the refs of the loaded models.
+            done: rows predicted and busy seconds since the process began.
+        """
+        self._workers = workers
+        self._settings = settings
+        self._loaded = loaded
+        self._done = done
+        self._rate = Rate()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self.worker_id = uuid.uuid4()
+
+    def start(self) -> None:
+        """Bury former lives, register, and keep beating."""
+        self._bury_the_dead()
+        self._register()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the lease now: what is still in hand is for others."""
+        self._closed.set()
+        self._thread.join(timeout=5.0)
+        try:
+            self._workers.bury([self.worker_id])
+        except StoreUnavailableError as e:
+            log.info("lease not ended; it runs out by itself", extra={"error": e.detail})
+
+    def _register(self) -> None:
+        s = self._settings
+        self._workers.register(
+            self.worker_id, host=host_identity(), pid=os.getpid(), pool=s.pool, device=s.device, lease_s=s.lease_s
+        )
+        log.info("worker registered", extra={"worker_id": str(self.worker_id), "pool": s.pool, "device": s.device})
+
+    def _bury_the_dead(self) -> None:
+        """Processes of this host that are no more need not be waited for: their jobs are taken back at once."""
+        here = host_identity()
+        dead = [w.id for w in self._workers.list() if w.live and w.host == here and _is_gone(w.pid)]
+        if dead:
+            self._workers.bury(dead)
+            log.info("former lives buried", extra={"workers": len(dead)})
+
+    def _run(self) -> None:
+        wait_s = self._settings.heartbeat_s
+        before, (rows, busy_s) = time.monotonic(), self._done()
+        while not self._closed.wait(wait_s):
+            now, (rows_now, busy_now) = time.monotonic(), self._done()
+            rate = self._rate.add(rows_now - rows, busy_now - busy_s, now - before)
+            before, rows, busy_s = now, rows_now, busy_now
+            try:
+                self._beat(rate)
+                wait_s = self._settings.heartbeat_s
+            except StoreUnavailableError as e:
+                log.warning("heartbeat failed", extra={"error": e.detail})
+                wait_s = min(_RETRY_S, self._settings.heartbeat_s)
+
+    def _beat(self, rate: float) -> None:
+        if self._workers.heartbeat(
+            self.worker_id, lease_s=self._settings.lease_s, models=self._loaded(), rows_per_s=rate
+        ):
+            return
+        log.warning("lease ran out; coming back under a new id", extra={"worker_id": str(self.worker_id)})
+        self.worker_id = uuid.uuid4()
+        self._register()
+
+
+def _is_gone(pid: int) -> bool:
+    if pid == os.getpid():
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False

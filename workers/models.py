@@ -1,0 +1,169 @@
+"""The models in memory: loaded once, checked against the catalogue, warmed up, least recently used go first."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from batchline.errors import BatchlineError, ModelError
+from batchline.metrics import MODELS_LOADED
+from batchline.model import DTYPES, ModelRecord, ModelSpec
+from batchline.registry import MODEL_FILE
+from batchline.rows import Array
+from batchline.store.contract import Catalogue
+from workers.runtimes.contract import OpenRuntime, Runtime
+from workers.text import Tokenizer
+
+log = logging.getLogger("workers")
+
+_KEEP_FAILURE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that is ready to run, and how long that took."""
+
+    id: int
+    spec: ModelSpec
+    runtime: Runtime
+    tokenizer: Tokenizer | None
+    load_ms: float
+
+
+class Models:
+    """What this process knows of the catalogue, and what it has loaded of it.
+
+    One load at a time; whoever runs a model that is unloaded meanwhile keeps it until the pass is done.
+    """
+
+    def __init__(self, repository: Path, catalogue: Catalogue, open_runtime: OpenRuntime, *, limit_bytes: int) -> None:
+        self._repository = repository
+        self._catalogue = catalogue
+        self._open = open_runtime
+        self._limit_bytes = limit_bytes
+        self._lock = threading.Lock()
+        self._loading = threading.Lock()
+        self._records: dict[int, ModelRecord] = {}
+        self._loaded: OrderedDict[int, LoadedModel] = OrderedDict()
+        self._failed: dict[int, tuple[float, ModelError]] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether some thread is loading a model right now."""
+        return self._loading.locked()
+
+    def refresh(self) -> list[ModelRecord]:
+        """Read the catalogue anew."""
+        records = self._catalogue.models()
+        self._records = {r.id: r for r in records}
+        return records
+
+    def has(self, model_id: int) -> bool:
+        return model_id in self._loaded
+
+    def get(self, model_id: int) -> LoadedModel | None:
+        """The model if it is loaded; counts as a use of it."""
+        with self._lock:
+            model = self._loaded.get(model_id)
+            if model is not None:
+                self._loaded.move_to_end(model_id)
+            return model
+
+    def refs(self) -> str:
+        """The loaded models, space-separated."""
+        with self._lock:
+            return " ".join(sorted(m.spec.ref for m in self._loaded.values()))
+
+    def load(self, model_id: int) -> LoadedModel:
+        """Load a model, unloading others for its room; a failure is remembered for a second.
+
+        Raises:
+            ModelError: it cannot be loaded; jobs for it may be tried again later.
+        """
+        with self._loading:
+            model = self.get(model_id)
+            if model is not None:
+                return model
+            at, error = self._failed.get(model_id, (0.0, None))
+            if error is not None and time.monotonic() - at < _KEEP_FAILURE_S:
+                raise error
+            try:
+                model = self._load(self._record(model_id))
+            except ModelError as e:
+                self._failed[model_id] = (time.monotonic(), e)
+                raise
+            self._failed.pop(model_id, None)
+            return model
+
+    def preload(self, pool: str) -> None:
+        """Load the newest version of each model of a pool while there is room; failures are logged."""
+        newest = {r.spec.name: r for r in self.refresh() if r.spec.policy.pool == pool}
+        for record in newest.values():
+            if self._bytes() + record.spec.size_bytes > self._limit_bytes:
+                continue
+            try:
+                self.load(record.id)
+            except BatchlineError as e:
+                log.warning("model not loaded", extra={"model": record.spec.ref, "error": e.detail})
+
+    def _record(self, model_id: int) -> ModelRecord:
+        if model_id not in self._records:
+            self.refresh()
+        record = self._records.get(model_id)
+        if record is None:
+            raise ModelError(f"The catalogue has no model number {model_id}.")
+        return record
+
+    def _load(self, record: ModelRecord) -> LoadedModel:
+        spec = record.spec
+        began = time.monotonic()
+        folder = self._repository / spec.name / spec.version
+        try:
+            data = (folder / MODEL_FILE).read_bytes()
+        except OSError as e:
+            raise ModelError(f"{spec.ref} cannot be read from the model repository: {e.strerror}.") from e
+        if hashlib.sha256(data).hexdigest() != spec.digest:
+            raise ModelError(f"{spec.ref} in the model repository has other bytes than the catalogue knows.")
+        self._make_room(spec.size_bytes)
+        tokenizer = Tokenizer(folder / spec.text.tokenizer, spec.text.max_length) if spec.text else None
+        runtime = self._open(spec, data)
+        _warm_up(runtime, spec)
+        model = LoadedModel(record.id, spec, runtime, tokenizer, (time.monotonic() - began) * 1000)
+        with self._lock:
+            self._loaded[record.id] = model
+        MODELS_LOADED.set(self._bytes())
+        log.info("model loaded", extra={"model": spec.ref, "bytes": len(data), "ms": round(model.load_ms)})
+        return model
+
+    def _bytes(self) -> int:
+        with self._lock:
+            return sum(m.spec.size_bytes for m in self._loaded.values())
+
+    def _make_room(self, wanted: int) -> None:
+        """The model that is wanted is loaded even if it is larger than the limit: alone."""
+        while self._loaded and self._bytes() + wanted > self._limit_bytes:
+            with self._lock:
+                _, gone = self._loaded.popitem(last=False)
+            log.info("model unloaded", extra={"model": gone.spec.ref})
+
+
+def _warm_up(runtime: Runtime, spec: ModelSpec) -> None:
+    """Run rows of zeros at both ends of the batch size; a model that dislikes zeros is still a model."""
+    for count in sorted({1, spec.policy.max_batch_size}):
+        try:
+            runtime.run({t.name: _zeros(count, t.shape, t.dtype) for t in spec.inputs})
+        except Exception as e:
+            log.info("warm-up refused", extra={"model": spec.ref, "rows": count, "error": str(e)[:200]})
+            return
+
+
+def _zeros(count: int, shape: tuple[int | None, ...], dtype: str) -> Array:
+    shape_now = (count, *(1 if d is None else d for d in shape))
+    return np.full(shape_now, "", dtype=object) if dtype == "BYTES" else np.zeros(shape_now, dtype=DTYPES[dtype])

@@ -1,0 +1,174 @@
+"""The device: one forward pass at a time, halved until a fault stands at its row, bounded in size and in time."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from batchline.errors import OutOfMemoryError, RowError
+from batchline.metrics import MICRO_BATCH_ROWS
+from batchline.rows import Array
+from workers.collate import MicroBatch
+from workers.models import LoadedModel
+
+log = logging.getLogger("workers")
+
+_REMEMBER_S = 600.0
+_HUNG = 70
+_MESSAGE_CHARS = 300
+
+
+@dataclass(slots=True)
+class Predicted:
+    """What became of the N rows of a claim, by their numbers.
+
+    Every row is in exactly one of `passes`, `faults` and `no_room`.
+    """
+
+    passes: list[tuple[Sequence[int], dict[str, Array]]] = field(
+        default_factory=list[tuple[Sequence[int], dict[str, Array]]]
+    )
+    """Row numbers of one forward pass and its outputs, [B, ...] each."""
+    faults: dict[int, str] = field(default_factory=dict[int, str])
+    """Rows that cannot be predicted, and why."""
+    no_room: set[int] = field(default_factory=set[int])
+    """Rows that found no memory even alone."""
+    predict_s: float = 0.0
+    wait_s: float = 0.0
+    """Time spent waiting for the device."""
+
+
+class Sizes:
+    """How many rows of each model the device has room for; forgotten after ten minutes, others may have left."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._limits: dict[int, tuple[int, float]] = {}
+
+    def limit(self, model: LoadedModel) -> int:
+        """Most rows of one forward pass."""
+        rows, until = self._limits.get(model.id, (0, 0.0))
+        most = model.spec.policy.max_batch_size
+        return min(rows, most) if self._clock() < until else most
+
+    def had_no_room(self, model: LoadedModel, rows: int) -> int:
+        """Note that so many rows were too many; returns how many to try next, at least 1."""
+        half = max(1, rows // 2)
+        self._limits[model.id] = (half, self._clock() + _REMEMBER_S)
+        return half
+
+
+class Device:
+    """The lock of the device, and the watchdog over who holds it.
+
+    A forward pass that hangs cannot be stopped in a thread: the process is ended, and its lease brings the jobs back.
+    """
+
+    def __init__(self, *, hung: Callable[[], None] = lambda: os._exit(_HUNG)) -> None:
+        self._lock = threading.Lock()
+        self._pass: tuple[str, float] | None = None
+        self._hung = hung
+        self._closed = threading.Event()
+
+    def watch(self, every_s: float = 0.5) -> None:
+        """Start the watchdog."""
+        threading.Thread(target=self._watch, args=(every_s,), name="watchdog", daemon=True).start()
+
+    def close(self) -> None:
+        self._closed.set()
+
+    @contextmanager
+    def occupy(self) -> Generator[None]:
+        with self._lock:
+            yield
+
+    @contextmanager
+    def forward(self, model: LoadedModel) -> Generator[None]:
+        """One forward pass, watched."""
+        self._pass = (model.spec.ref, time.monotonic() + model.spec.policy.predict_timeout_s)
+        try:
+            yield
+        finally:
+            self._pass = None
+
+    def _watch(self, every_s: float) -> None:
+        while not self._closed.wait(every_s):
+            now = self._pass
+            if now is not None and time.monotonic() > now[1]:
+                log.error(
+                    "forward pass hangs; ending this process, its jobs will run elsewhere", extra={"model": now[0]}
+                )
+                self._hung()
+
+
+class Predictor:
+    """Runs micro-batches on one device."""
+
+    def __init__(self, device: Device, sizes: Sizes) -> None:
+        self._device = device
+        self._sizes = sizes
+
+    def run(self, model: LoadedModel, batches: Sequence[MicroBatch], began: Callable[[], None]) -> Predicted:
+        """Run the micro-batches of one claim; the device is let go between them.
+
+        Args:
+            model: what to run.
+            batches: every row of the claim once.
+            began: called as soon as the device is ours.
+        """
+        done = Predicted()
+        for batch in batches:
+            waited = time.monotonic()
+            with self._device.occupy():
+                began()
+                at = time.monotonic()
+                done.wait_s += at - waited
+                self._run(model, batch, done)
+                done.predict_s += time.monotonic() - at
+        return done
+
+    def _run(self, model: LoadedModel, batch: MicroBatch, done: Predicted) -> None:
+        count = len(batch.rows)
+        try:
+            with self._device.forward(model):
+                outputs = model.runtime.run(batch.inputs)
+            _check_lengths(outputs, count)
+        except (OutOfMemoryError, MemoryError):
+            half = self._sizes.had_no_room(model, count)
+            log.warning("out of memory", extra={"model": model.spec.ref, "rows": count, "next": half})
+            if count == 1:
+                done.no_room.add(batch.rows[0])
+            else:
+                self._halve(model, batch, half, done)
+        except Exception as e:
+            if count == 1:
+                done.faults[batch.rows[0]] = _safe(e)
+                log.info("row refused", extra={"model": model.spec.ref, "error": str(e)[:_MESSAGE_CHARS]})
+            else:
+                self._halve(model, batch, count // 2, done)
+        else:
+            MICRO_BATCH_ROWS.labels(model.spec.ref).observe(count)
+            done.passes.append((batch.rows, outputs))
+
+    def _halve(self, model: LoadedModel, batch: MicroBatch, size: int, done: Predicted) -> None:
+        for at in range(0, len(batch.rows), size):
+            self._run(model, batch.part(at, min(at + size, len(batch.rows))), done)
+
+
+def _check_lengths(outputs: dict[str, Array], count: int) -> None:
+    for name, value in outputs.items():
+        have = value.shape[0] if value.ndim else 0
+        if have != count:
+            raise RowError(f"the model gave {have} rows of {name} for {count}")
+
+
+def _safe(error: Exception) -> str:
+    """What a client may read: our own words, or only that the model refused. The runtime's text goes to the log."""
+    if isinstance(error, RowError):
+        return f"The row cannot be predicted: {error.detail}."
+    return "The model refused this row; its values may be outside of what the model can take."

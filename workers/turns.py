@@ -1,0 +1,83 @@
+"""Whose turn it is: one thread claims at a time, and a suspect runs when nothing else is in the process."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Self
+
+from batchline.job import ClaimedJob
+
+
+class Slot:
+    """The right to claim. Given up early, as soon as the claimed rows are on the device, or at the end of the block."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+        self._mine = False
+
+    def __enter__(self) -> Self:
+        self._lock.acquire()
+        self._mine = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let the next thread claim; a second call does nothing."""
+        if self._mine:
+            self._mine = False
+            self._lock.release()
+
+
+class Turns:
+    """The slot, and the jobs in hand: claimed and not yet written.
+
+    Jobs come into hand only under the slot. So who has the slot and finds the hands empty is alone in the process for
+    as long as it keeps the slot.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._change = threading.Condition()
+        self._held: set[uuid.UUID] = set()
+        self._busy_since = 0.0
+        self._busy_s = 0.0
+
+    def slot(self) -> Slot:
+        return Slot(self._lock)
+
+    @contextmanager
+    def hold(self, jobs: Sequence[ClaimedJob]) -> Generator[None]:
+        """The jobs are in hand until the end of the block."""
+        ids = [job.id for job in jobs]
+        with self._change:
+            if not self._held:
+                self._busy_since = time.monotonic()
+            self._held.update(ids)
+        try:
+            yield
+        finally:
+            with self._change:
+                self._held.difference_update(ids)
+                if not self._held:
+                    self._busy_s += time.monotonic() - self._busy_since
+                    self._change.notify_all()
+
+    def held(self) -> list[uuid.UUID]:
+        with self._change:
+            return list(self._held)
+
+    def busy_s(self) -> float:
+        """For how long, in all, something was in hand."""
+        with self._change:
+            return self._busy_s + (time.monotonic() - self._busy_since if self._held else 0.0)
+
+    def wait_empty(self, timeout_s: float | None = None) -> bool:
+        """Wait until nothing is in hand; False when the time is up."""
+        with self._change:
+            return self._change.wait_for(lambda: not self._held, timeout_s)
