@@ -31,6 +31,13 @@ class Settings:
     metrics_host: str = "127.0.0.1"
     log_level: str = "INFO"
 
+    admin_key: str = ""
+    """Registered for the tenant `default` when the database is prepared."""
+    flower_host: str = "127.0.0.1"
+    flower_port: int = 5555
+    flower_basic_auth: str = ""
+    """USER:PASSWORD; Flower does not start without."""
+
     models: Path = Path("models")
     """The model repository: NAME/VERSION/model.onnx and model.toml."""
 

@@ -45,7 +45,7 @@ PROCESSES = (
     Process("api", ("-P", "-m", "api"), many="apis", ready_path="/readyz"),
     Process("worker", ("-P", "-m", "workers"), many="workers"),
     Process("scheduler", ("-P", "-m", "scheduler")),
-    Process("flower", ("-P", "-m", "celery", "-A", "batchline.queue.celery_queue", "flower"), ready_path="/"),
+    Process("flower", ("-P", "-m", "batchline.queue.flower"), ready_path="/"),
 )
 """In the order of their start."""
 
@@ -141,8 +141,9 @@ def make_plan(folder: Path, options: Options, environ: Mapping[str, str]) -> Pla
         plan.stages.append([_server_part(server) for server in servers])
     shared = dict(environ) | {
         "BATCHLINE_MODELS": str(settings.models.resolve()),
-        "BATCHLINE_KEY_FILE": str(folder / "key"),
+        "BATCHLINE_ADMIN_KEY_FILE": str(folder / "key"),
     }
+    secret(folder / "key")
     last: list[Part] = []
     for process in options.processes:
         if process.name == "flower" and not options.flower:
@@ -182,9 +183,9 @@ def _process_parts(
             )
             # Not on the command line, which everybody can read.
             extra = {
-                "FLOWER_ADDRESS": HOST,
-                "FLOWER_PORT": str(port),
-                "FLOWER_BASIC_AUTH": f"batchline:{secret(plan.folder / 'flower')}",
+                "BATCHLINE_FLOWER_HOST": HOST,
+                "BATCHLINE_FLOWER_PORT": str(port),
+                "BATCHLINE_FLOWER_BASIC_AUTH": f"batchline:{secret(plan.folder / 'flower')}",
             }
         elif process.ready_path is not None:
             port = _take_port(process.name, "BATCHLINE_PORT", first_port + index if first_port else 0)

@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from batchline.job import Lane
 
@@ -38,6 +40,7 @@ class Hints:
             socket_connect_timeout=TIMEOUT_S,
             socket_keepalive=True,
             health_check_interval=10,
+            retry=Retry(NoBackoff(), 1),  # once: a pooled connection may be dead; more would stall the caller
         )
         database = self._redis.connection_pool.connection_kwargs.get("db") or 0
         self._channel = f"batchline:{database}:finished"

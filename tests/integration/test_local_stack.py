@@ -20,10 +20,10 @@ from batchline.local.plan import Options, Process, make_plan
 from batchline.local.server import PortInUseError
 from batchline.local.stack import StackStatus, down, status, up
 
-MIGRATE = "import os; open(os.environ['BATCHLINE_KEY_FILE'], 'w').write('made')"
+MIGRATE = "import os; open(os.environ['BATCHLINE_ADMIN_KEY_FILE'] + '.seen', 'w').write('made')"
 API = """
 import http.server, os
-assert os.path.exists(os.environ["BATCHLINE_KEY_FILE"])
+assert os.path.exists(os.environ["BATCHLINE_ADMIN_KEY_FILE"] + ".seen")
 class Answer(http.server.BaseHTTPRequestHandler):
     def do_GET(self): self.send_response(200); self.end_headers()
     def log_message(self, *_): pass
@@ -62,7 +62,7 @@ def test_up_twice_status_and_down(tmp_path: Path) -> None:
     try:
         addresses = up(folder, detach=True, apis=2, workers=2, processes=TABLE)
         assert len(addresses.api_urls) == 2
-        assert addresses.key_path.read_text() == "made"
+        assert addresses.key_path.stat().st_mode & 0o777 == 0o600
         psycopg2.connect(addresses.database_url).close()
         now = status(folder)
         assert [(p.name, p.state) for p in now.parts] == [
