@@ -175,6 +175,7 @@ class ClientSettings:
     """Where the API is and who asks: for the SDK and the command line."""
 
     urls: tuple[str, ...]
+    """Empty when the environment names none."""
     api_key: str
 
 
@@ -197,4 +198,4 @@ def load_client(environ: Mapping[str, str] | None = None, *, key_file: Path = KE
             key = key_file.read_text(encoding="utf-8").strip()
     except OSError as e:
         raise SettingsError(f"{e.filename} cannot be read: {e.strerror}.") from e
-    return ClientSettings(split_urls(url or DEFAULT_URL), key or "")
+    return ClientSettings(split_urls(url or ""), key or "")

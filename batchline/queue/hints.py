@@ -56,6 +56,10 @@ class Hints:
         """Delete the marker, so that a later commit nudges for itself."""
         self._call(lambda: self._redis.delete(_marker(pool, lane)))
 
+    def ping(self) -> bool:
+        """Whether Redis answers."""
+        return self._call(self._redis.ping) is True
+
     def publish(self, job_ids: Sequence[uuid.UUID]) -> None:
         if job_ids:
             self._call(lambda: self._redis.publish(self._channel, b"".join(i.bytes for i in job_ids)))

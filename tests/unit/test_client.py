@@ -309,10 +309,10 @@ def test_addresses_and_keys_are_looked_at_first() -> None:
 
 def test_environment_and_key_file_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """BATCHLINE_URL and BATCHLINE_API_KEY first, else .batchline/key under the working folder."""
-    from batchline.settings import DEFAULT_URL, load_client
+    from batchline.settings import ClientSettings, load_client
 
     monkeypatch.chdir(tmp_path)
-    assert load_client({}) == type(load_client({}))((DEFAULT_URL,), "")
+    assert load_client({}) == ClientSettings((), "")
     (tmp_path / ".batchline").mkdir()
     (tmp_path / ".batchline" / "key").write_text("blk_file\n")
     assert load_client({}).api_key == "blk_file"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alembic import command
@@ -9,7 +11,8 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, text
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.pool import NullPool
 
 from batchline.errors import StoreUnavailableError
@@ -25,15 +28,35 @@ def _config(url: str) -> Config:
     return config
 
 
+def _engine(url: str) -> Engine:
+    return create_engine(
+        make_url(url).set(drivername="postgresql+psycopg2"), poolclass=NullPool, connect_args={"connect_timeout": 5}
+    )
+
+
+@contextmanager
+def _answering() -> Generator[None]:
+    try:
+        yield
+    except ArgumentError as e:
+        raise StoreUnavailableError("DATABASE_URL is no URL: give postgresql://USER:PASSWORD@HOST:PORT/NAME.") from e
+    except OperationalError as e:
+        said = (str(e.orig).strip().splitlines() or ["no answer"])[0]
+        raise StoreUnavailableError(f"Postgres did not answer ({said}): is it up, and is DATABASE_URL right?") from e
+
+
 def head() -> str:
     """The schema version that this code is written for."""
     return ScriptDirectory.from_config(_config("")).get_current_head() or ""
 
 
 def current(url: str) -> str | None:
-    """The schema version of the database; None when it has none."""
-    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg2"), poolclass=NullPool)
-    with engine.connect() as connection:
+    """The schema version of the database; None when it has none.
+
+    Raises:
+        StoreUnavailableError: Postgres cannot be reached.
+    """
+    with _answering(), _engine(url).connect() as connection:
         return MigrationContext.configure(connection).get_current_revision()
 
 
@@ -42,9 +65,8 @@ def migrate(url: str) -> str:
 
     The lock is of the transaction, not of the session, so that it holds behind a pgbouncer in transaction mode.
     """
-    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg2"), poolclass=NullPool)
     config = _config(url)
-    with engine.begin() as connection:
+    with _answering(), _engine(url).begin() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:n)"), {"n": _LOCK})
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
