@@ -28,12 +28,12 @@ WITH wait AS MATERIALIZED (SELECT set_config('lock_timeout', %(wait)s, true)), n
   SELECT * FROM unnest(%(id)s::uuid[], %(tenant)s::int[], %(model)s::int[], %(lane)s::job_lane[],
                        %(priority)s::smallint[], %(rank)s::bigint[], %(rows)s::int[],
                        %(payload)s::bytea[], %(metadata)s::text[], %(deadline)s::timestamptz[],
-                       %(key)s::text[], %(hash)s::bytea[])
-    AS t(id, tenant_id, model_id, lane, priority, rank, rows, payload, metadata, deadline_at, key, body_hash)
+                       %(key)s::text[], %(hash)s::bytea[]) WITH ORDINALITY
+    AS t(id, tenant_id, model_id, lane, priority, rank, rows, payload, metadata, deadline_at, key, body_hash, nth)
 ), keyed AS (
   INSERT INTO idempotency_keys (tenant_id, key, body_hash, job_id)
   SELECT DISTINCT ON (tenant_id, key) tenant_id, key, body_hash, id
-  FROM wait, new WHERE key IS NOT NULL ORDER BY tenant_id, key, id
+  FROM wait, new WHERE key IS NOT NULL ORDER BY tenant_id, key, nth
   ON CONFLICT DO NOTHING RETURNING job_id
 ), accepted AS MATERIALIZED (
   SELECT * FROM new WHERE key IS NULL OR id IN (SELECT job_id FROM keyed)
