@@ -8,6 +8,6 @@
 """
 
 from batchline.client.clients import AsyncClient, Client
-from batchline.client.results import Job, Model, RowError, Timings
+from batchline.client.results import Job, Model, ModelVersion, RowError, Timings
 
-__all__ = ["AsyncClient", "Client", "Job", "Model", "RowError", "Timings"]
+__all__ = ["AsyncClient", "Client", "Job", "Model", "ModelVersion", "RowError", "Timings"]

@@ -22,6 +22,7 @@ from batchline.clock import Clock
 from batchline.errors import (
     HTTP_STATUS,
     BatchlineError,
+    ConflictError,
     Fault,
     InvalidRequestError,
     NotFoundError,
@@ -147,6 +148,9 @@ class Calls:
         page = yield from self._typed(ModelPage, "GET", "/v1/models")
         return list(page.data)
 
+    def model(self, name: str) -> Call[Model]:
+        return self._typed(Model, "GET", f"/v1/models/{quote(name, safe='')}")
+
     def request(self, method: str, path: str, body: object = None) -> Call[object]:
         content = None if body is None else encode(body)
         answer = yield from self._answer(method, path, content, {})
@@ -199,7 +203,8 @@ class Calls:
     def _failed(self, answer: Answer | Lost | None, server: int) -> tuple[BatchlineError, Failure]:
         if isinstance(answer, Answer):
             wait_s = retry_after_s(answer.headers, self.clock.now())
-            return error_of(answer, wait_s), Failure(answer.status, wait_s)
+            error = error_of(answer, wait_s)
+            return error, Failure(answer.status, wait_s, isinstance(error, ConflictError))
         why = answer.why if answer else "no answer"
         named = ", ".join(self.urls) if len(self.urls) > 1 else self.urls[server]
         return (

@@ -142,7 +142,11 @@ class Client:
         return self._run(self._calls.get(_id(job)))
 
     def cancel(self, job: Job | str) -> Job:
-        """Cancel a job that is not finished; one that is stays as it is."""
+        """Cancel a job that is not finished.
+
+        Raises:
+            AlreadyEndedError: it is finished, and stays as it is.
+        """
         return self._run(self._calls.cancel(_id(job)))
 
     def jobs(
@@ -166,6 +170,10 @@ class Client:
     def models(self) -> list[Model]:
         """The models of the catalogue."""
         return self._run(self._calls.models())
+
+    def model(self, name: str) -> Model:
+        """One model with all its versions."""
+        return self._run(self._calls.model(name))
 
     def request(self, method: str, path: str, body: object = None) -> object:
         """Any other route: its JSON answer, with the same retries; a body is repeated as it is."""
@@ -273,6 +281,10 @@ class AsyncClient:
     async def models(self) -> list[Model]:
         """See `Client.models`."""
         return await self._run(self._calls.models())
+
+    async def model(self, name: str) -> Model:
+        """See `Client.model`."""
+        return await self._run(self._calls.model(name))
 
     async def request(self, method: str, path: str, body: object = None) -> object:
         """See `Client.request`."""

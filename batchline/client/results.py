@@ -80,11 +80,25 @@ class JobPage(msgspec.Struct, frozen=True):
     has_more: bool = False
 
 
+class ModelVersion(msgspec.Struct, frozen=True):
+    """One version: its bytes' digest, its tensors as `{name, dtype, shape}` and its batching policy."""
+
+    version: str
+    digest: str = ""
+    size_bytes: int = 0
+    inputs: tuple[dict[str, object], ...] = ()
+    outputs: tuple[dict[str, object], ...] = ()
+    policy: dict[str, object] = {}
+    text: dict[str, object] | None = None
+    """Set when a row is a string."""
+
+
 class Model(msgspec.Struct, frozen=True):
-    """A model of the catalogue; `Client.request("GET", "/v1/models/NAME")` tells all about it."""
+    """A model of the catalogue, its versions from the oldest."""
 
     id: str
-    versions: tuple[str, ...] = ()
+    versions: tuple[ModelVersion, ...] = ()
+    aliases: dict[str, str] = {}
 
 
 class ModelPage(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ CAP_S = 15.0
 """The longest wait between two tries that the server did not ask for."""
 
 _ELSEWHERE = frozenset({502, 503, 504})
-_LATER = frozenset({409, 425, 429})
+_LATER = frozenset({425, 429})
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,8 @@ class Failure:
 
     status: int | None
     retry_after_s: float | None = None
+    in_flight: bool = False
+    """A 409 since the first try of this very call is still on its way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +47,12 @@ def decide(failure: Failure, *, failures: int, servers: int, left_s: float, rng:
 
     Returns:
         None: give up and raise. No answer, 502, 503 and 504 move on to the next server, at once until every server
-        has been tried in this round. 409 and 429 hold for all servers, so the same one is asked later. Retry-After is
-        the least wait, with up to a tenth more so that those who were refused together do not come back together.
+        has been tried in this round. 429 and a key in flight hold for all servers, so the same one is asked later.
+        Retry-After is the least wait, with up to a tenth more so that those who were refused together do not come
+        back together.
     """
     elsewhere = failure.status is None or failure.status in _ELSEWHERE
-    if not elsewhere and failure.status not in _LATER:
+    if not (elsewhere or failure.in_flight or failure.status in _LATER):
         return None
     if elsewhere and failures % servers:
         return Again(0.0, elsewhere=True)

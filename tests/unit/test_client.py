@@ -125,6 +125,14 @@ def test_retry_after_is_honoured() -> None:
     assert 3.0 <= world.slept[1] <= 3.3
 
 
+def test_a_key_in_flight_is_waited_for_and_an_ended_job_is_not() -> None:
+    """Both are 409; only the first passes by itself."""
+    world = World([problem(409, "conflict", retry_after="1"), answer(202, job())])
+    world.client.submit("digits", [[1.0]])
+    with pytest.raises(errors.AlreadyEndedError):
+        World([problem(409, errors.AlreadyEndedError.code)]).client.cancel("job_1")
+
+
 def test_patience_ends() -> None:
     """A call that cannot succeed in its time raises what the server last said."""
     world = World([problem(503, "overloaded", retry_after="2")] * 100, timeout_s=10.0)

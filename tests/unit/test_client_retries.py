@@ -15,7 +15,7 @@ RNG = random.Random(1)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-@given(st.sampled_from([400, 401, 403, 404, 410, 413, 415, 422, 500]), st.integers(1, 50), st.integers(1, 4))
+@given(st.sampled_from([400, 401, 403, 404, 409, 410, 413, 415, 422, 500]), st.integers(1, 50), st.integers(1, 4))
 def test_what_the_caller_must_mend_is_never_tried_again(status: int, failures: int, servers: int) -> None:
     """A refusal that the same request would meet again ends the call."""
     assert decide(Failure(status), failures=failures, servers=servers, left_s=1e9, rng=RNG) is None
@@ -30,12 +30,20 @@ def test_a_dead_server_is_left_at_once_until_all_were_tried(status: int | None, 
     assert (again.wait_s == 0.0) == (failures % servers != 0)
 
 
-@given(st.sampled_from([409, 429, 503]), st.integers(1, 50), st.floats(0, 600))
+@given(st.sampled_from([425, 429, 503]), st.integers(1, 50), st.floats(0, 600))
 def test_retry_after_is_the_least_wait(status: int, failures: int, asked_s: float) -> None:
     """Nobody comes back sooner than the server asked."""
     again = decide(Failure(status, asked_s), failures=failures, servers=1, left_s=1e9, rng=RNG)
     assert again is not None
     assert asked_s <= again.wait_s <= max(asked_s * 1.1, CAP_S)
+
+
+def test_a_key_in_flight_is_asked_for_later() -> None:
+    """The one 409 that passes: the server still works on the first try of the same call."""
+    again = decide(Failure(409, 1.0, in_flight=True), failures=1, servers=2, left_s=10.0, rng=RNG)
+    assert again is not None
+    assert not again.elsewhere
+    assert again.wait_s >= 1.0
 
 
 @given(st.integers(1, 50))
