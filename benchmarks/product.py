@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
 import sys
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
 from batchline.local.servers import free_port
+from batchline.registry import import_model
+from batchline.store import open_store
+from batchline.store.catalogue import new_key
+from batchline.store.migrations.__main__ import prepare
 from batchline.testing import ephemeral_postgres, ephemeral_valkey
 from benchmarks.digits import Digits
-from benchmarks.processes import ROOT, BenchmarkError, Process, answers, running, until
+from benchmarks.processes import Process, answers, running, until
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,11 @@ def product(digits: Digits, folder: Path, *, apis: int = 1, workers: int = 1) ->
             "DATABASE_URL": postgres.url, "REDIS_URL": valkey.url, "BATCHLINE_MODELS": str(folder / "models"),
             "BATCHLINE_LOG_LEVEL": "WARNING", "OMP_NUM_THREADS": "1",
         }  # fmt: skip
-        _batchline(env, "migrate")
-        _batchline(env, "models", "import", "digits", str(digits.model))
-        key = _batchline(env, "keys", "create", "benchmarks").split()[-1]
+        key = new_key()
+        prepare(postgres.url, key)
+        store = open_store(postgres.url, connections=1)
+        import_model(folder / "models", "digits", digits.model, store.catalogue.register_model)
+        store.close()
         ports = [free_port() for _ in range(apis)]
         started: list[Process] = []
         for name, module, port in [
@@ -60,13 +64,3 @@ def product(digits: Digits, folder: Path, *, apis: int = 1, workers: int = 1) ->
             until(lambda port=port: answers(f"http://127.0.0.1:{port}/readyz"), server)
         servers = [Process("postgres", postgres.pid or 0), Process("valkey", valkey.pid or 0)]
         yield Product(ports, key, postgres.url, [*started, *servers])
-
-
-def _batchline(env: dict[str, str], *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "batchline.cli", *arguments], env={**os.environ, **env}, cwd=ROOT, capture_output=True,
-        text=True, timeout=60, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        raise BenchmarkError(f"batchline {' '.join(arguments)} failed: {done.stderr[-1500:]}")
-    return done.stdout
