@@ -20,6 +20,7 @@ from api.commits import Commits
 from api.jobs import JobRoutes
 from api.ops import Health, OpsRoutes
 from api.problems import handle
+from api.protocol_v2 import V2Routes
 from api.reads import Reads
 from api.refresh import Refresh
 from api.services import Services
@@ -90,7 +91,11 @@ def build(settings: Settings, store: Store, nudger: Nudger, hints: Finished, clo
         parsing.shutdown(wait=False, cancel_futures=True)
 
     litestar = Litestar(
-        route_handlers=[*JobRoutes(services).handlers(), *OpsRoutes(services, health).handlers()],
+        route_handlers=[
+            *JobRoutes(services).handlers(),
+            *V2Routes(services, health).handlers(),
+            *OpsRoutes(services, health).handlers(),
+        ],
         exception_handlers={Exception: handle},
         openapi_config=None,
         logging_config=None,

@@ -79,7 +79,7 @@ def run(settings: Settings) -> int:
     return 0 if server.started else 1
 
 
-def _obeyed(number: int, frame: FrameType | None) -> None:
+def _obeyed(number: int, _: FrameType | None) -> None:
     log.info("ended", extra={"signal": signal.Signals(number).name})
 
 

@@ -101,6 +101,12 @@ class AlreadyEndedError(BatchlineError):
     code = "already_ended"
 
 
+class JobTimeoutError(BatchlineError):
+    """The job had no result in the time that the request could wait for it."""
+
+    code = "timeout"
+
+
 class ResultExpiredError(BatchlineError):
     """The job is known and its result has been pruned."""
 
@@ -191,6 +197,7 @@ HTTP_STATUS: dict[type[BatchlineError], int] = {
     ConflictError: 409,
     KeyReusedError: 422,
     AlreadyEndedError: 409,
+    JobTimeoutError: 504,
     ResultExpiredError: 410,
     TooLargeError: 413,
     UnsupportedMediaError: 415,
