@@ -6,6 +6,7 @@ Every variable is `BATCHLINE_<NAME>`, but for DATABASE_URL and REDIS_URL. Every 
 
 from __future__ import annotations
 
+import math
 import os
 import types
 import typing
@@ -86,6 +87,10 @@ class Settings:
 
 
 def _cross_checks(s: Settings) -> typing.Iterator[str]:
+    for field in fields(s):
+        value = getattr(s, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            yield f"{variable(field.name)} is {value}; it must be a number."
     if s.heartbeat_s * 2 > s.lease_s:
         yield f"BATCHLINE_HEARTBEAT_S ({s.heartbeat_s}) must be at most half of BATCHLINE_LEASE_S ({s.lease_s})."
     if s.jobs_kept_s < s.results_kept_s:

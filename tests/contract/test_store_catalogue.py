@@ -1,4 +1,4 @@
-"""`contract.Catalogue` and the schema: versions never change, keys are not stored, migrations make what the code needs."""
+"""`contract.Catalogue` and the schema: versions never change, keys are not stored, migrations make the schema."""
 
 from __future__ import annotations
 
