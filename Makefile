@@ -49,7 +49,7 @@ bench: install  ## Side-by-side benchmarks: interleaved rounds, medians, ratios
 chaos: install  ## Fault injection, the long form
 	@$(BIN)/python -m pytest tests/chaos -m '' -s
 
-test-compose:  ## docker-compose.yml for real: up, submit, result, down -v (COMPOSE=...)
+test-compose: install  ## docker-compose.yml for real: up, submit, result, down -v (COMPOSE=...)
 	@COMPOSE='$(COMPOSE)' tests/compose/run
 
 clean:  ## Remove .venv and caches (never .batchline, which holds data)
