@@ -13,20 +13,20 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 
-from batchline.errors import InvalidRequestError, ModelError
+from batchline.errors import BatchlineError, InvalidRequestError, ModelError
 from batchline.model import BatchPolicy, ModelSpec, TensorSpec, TextFront, check_name, check_version
 
 MODEL_FILE = "model.onnx"
 POLICY_FILE = "model.toml"
 _PROBE_S = 900.0
-_TRIES = 20
+_TRIES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ def probe(path: Path) -> Signature:
 
 
 def install(repository: Path, name: str, source: Path, policy: Mapping[str, object] | None = None) -> tuple[str, Path]:
-    """Copy a model into the repository as the next version of its name.
+    """Copy a model, unchecked, into the repository as the next version of its name.
 
     Args:
         repository: made if it is not there.
@@ -173,6 +173,13 @@ def install(repository: Path, name: str, source: Path, policy: Mapping[str, obje
     Raises:
         ModelError: the source holds no model, or no place was found for it.
     """
+    with _draft(repository, name, source, policy) as draft:
+        return _place(draft)
+
+
+@contextlib.contextmanager
+def _draft(repository: Path, name: str, source: Path, policy: Mapping[str, object] | None) -> Generator[Path]:
+    """A copy of the source in a folder that nobody looks at, beside its place; gone afterwards unless it was moved."""
     folder = repository / check_name(name)
     folder.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".import-", dir=folder))
@@ -181,15 +188,24 @@ def install(repository: Path, name: str, source: Path, policy: Mapping[str, obje
         if policy is not None:
             (draft / POLICY_FILE).write_text(_toml(policy), encoding="utf-8")
         draft.chmod(0o755)
-        for _ in range(_TRIES):
-            version = str(max((int(p.name) for p in _folders(folder) if p.name.isdigit()), default=0) + 1)
-            try:
-                draft.rename(folder / version)
-            except OSError:  # another import took the number: its folder is there and not empty
-                continue
-            return version, folder / version
+        yield draft
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # only if nothing was ever imported
+
+
+def _place(draft: Path, after: int = 0) -> tuple[str, Path]:
+    """Move a version's folder to the next free number above `after`."""
+    folder = draft.parent
+    for _ in range(_TRIES):
+        number = max((int(p.name) for p in _folders(folder) if p.name.isdigit()), default=0)
+        version = str(max(number, after) + 1)
+        try:
+            draft.rename(folder / version)
+        except OSError:  # another import took the number: its folder is there and not empty
+            continue
+        return version, folder / version
     raise ModelError(f"{folder} takes no new version: is it writable, and is nobody else importing without end?")
 
 
@@ -240,11 +256,19 @@ def import_model(
         ModelError: the file is refused; nothing is left in the repository.
         InvalidRequestError: the name is none.
     """
-    version, path = install(repository, name, source, policy)
-    try:
-        spec = read_spec(path, name, version, probe(path / MODEL_FILE))
-    except ModelError:
+    with _draft(repository, name, source, policy) as draft:
+        spec = read_spec(draft, name, "1", probe(draft / MODEL_FILE))
+        version, path = _place(draft)
+        for _ in range(_TRIES):
+            spec = msgspec.structs.replace(spec, version=version)
+            try:
+                register(spec)
+            except InvalidRequestError:  # the catalogue knows this number from another repository
+                version, path = _place(path, after=int(version))
+                continue
+            except BatchlineError:
+                shutil.rmtree(path, ignore_errors=True)
+                raise
+            return spec
         shutil.rmtree(path, ignore_errors=True)
-        raise
-    register(spec)
-    return spec
+    raise ModelError(f"The catalogue has other models under the next {_TRIES} versions of {name}; use another name.")

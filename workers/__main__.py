@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import threading
+import time
 
 from batchline import logs, metrics, settings
 from batchline.errors import BatchlineError, StoreUnavailableError
@@ -19,6 +20,7 @@ from workers.idle import Newcomers, look_for_work
 from workers.models import Models
 from workers.predict import Device, Predictor, Sizes
 from workers.runtimes.onnx_runtime import opener
+from workers.turns import Turns
 
 log = logging.getLogger("workers")
 
@@ -35,20 +37,21 @@ def main() -> int:
     own = open_store(config.database_url, connections=1, statement_timeout_s=_HEART_STATEMENT_S)
     hints = Hints(config.redis_url)
     nudger = CeleryNudger(config.redis_url, hints)
-    device, sizes = Device(), Sizes()
+    device, sizes, turns = Device(), Sizes(), Turns()
     models = Models(
         config.models,
         store.catalogue,
         opener(config.device, config.intra_op_threads),
         limit_bytes=config.models_limit_bytes,
     )
-    heart = Heart(own.workers, config, loaded=models.refs, done=lambda: (engine.rows_done, engine.turns.busy_s()))
+    heart = Heart(own.workers, config, loaded=models.refs, done=turns.done)
     engine = Engine(
         config,
         claims=store.claims,
         models=models,
         predictor=Predictor(device, sizes),
         sizes=sizes,
+        turns=turns,
         hints=hints,
         nudger=nudger,
         worker_id=lambda: heart.worker_id,
@@ -74,7 +77,7 @@ def main() -> int:
         )
     finally:
         engine.drain()
-        engine.turns.wait_empty(min(config.lease_s, _DRAIN_S))
+        turns.wait_empty(min(config.lease_s, _DRAIN_S))
         heart.stop()
         nudger.close()
         hints.close()
@@ -102,7 +105,7 @@ def _end(engine: Engine, store: Store, heart: Heart, config: Settings) -> None:
         store.workers.drain(heart.worker_id)
     except StoreUnavailableError as e:
         log.info("drain not noted", extra={"error": e.detail})
-    threading.Event().wait(limit_s)
+    time.sleep(limit_s)
     log.error("drain took too long; ending this process, its jobs will run elsewhere", extra={"limit_s": limit_s})
     os._exit(1)
 

@@ -104,10 +104,12 @@ class Claimer:
         self._heads[lane] = (now, heads)
         return heads
 
-    def take(self, worker_id: uuid.UUID, model_id: int, lane: Lane, *, rows: int) -> list[ClaimedJob]:
-        """Take jobs of a model that need not be loaded; raises as `claim` does."""
+    def take(self, worker_id: uuid.UUID, head: Head, lane: Lane, *, rows: int) -> list[ClaimedJob]:
+        """Take jobs of a model that is not loaded; raises as `claim` does."""
+        if head.suspect:
+            return self.claim_suspect(worker_id, head.model_id)
         self._heads.clear()
-        return self._guarded(lambda: self._claims.claim(worker_id, model_id, lane, rows=rows)).jobs
+        return self._guarded(lambda: self._claims.claim(worker_id, head.model_id, lane, rows=rows)).jobs
 
     def claim(self, worker_id: uuid.UUID, model: LoadedModel, lane: Lane, *, rows: int) -> Claim:
         """Take jobs of a model that fill `rows`.

@@ -13,7 +13,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,9 +22,9 @@ from batchline.job import ClaimedJob, Lane
 from batchline.metrics import STAGE_SECONDS
 from batchline.queue.contract import Nudger
 from batchline.queue.hints import Hints
-from batchline.rows import RowBlock, unpack
+from batchline.rows import unpack
 from batchline.settings import Settings
-from batchline.store.contract import Claims
+from batchline.store.contract import Claims, Head
 from workers.claiming import Claimer, Gathered
 from workers.collate import MicroBatch, collate
 from workers.finishing import Finisher, encode
@@ -39,6 +38,10 @@ _STAGE = {s: STAGE_SECONDS.labels(s) for s in ("claim", "collate", "device_wait"
 _NOTHING: dict[str, Any] = {"jobs": 0, "rows": 0}
 _EMPTY_CLAIMS = 2
 _UNLOADABLE_ROWS = 1000
+
+
+class _DrainingError(Exception):
+    """The drain began before the device was ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class Engine:
         models: Models,
         predictor: Predictor,
         sizes: Sizes,
+        turns: Turns,
         hints: Hints,
         nudger: Nudger,
         worker_id: Callable[[], uuid.UUID],
@@ -77,11 +81,10 @@ class Engine:
         self._nudger = nudger
         self._worker_id = worker_id
         self._finisher = Finisher(claims, hints, lease_s=settings.lease_s, max_failures=settings.max_failures)
-        self.turns = Turns()
-        self._claimer = Claimer(claims, settings.pool, self.turns.held)
+        self._turns = turns
+        self._claimer = Claimer(claims, settings.pool, self._turns.held)
         self._draining = threading.Event()
         self.claimed_at = time.monotonic()
-        self.rows_done = 0
 
     def drain(self) -> None:
         """Claim nothing more, from this moment on; what is on the device is finished, the rest given back."""
@@ -111,7 +114,7 @@ class Engine:
         load_ms = 0.0
         empty = 0
         while empty < _EMPTY_CLAIMS and not self._draining.is_set():
-            with self.turns.slot() as slot:
+            with self._turns.slot() as slot:
                 self._hints.unmark(self._settings.pool, lane)
                 head = self._claimer.choose(self._worker_id(), lane, self._models.has, may_load=not self._models.busy)
                 if head is None or self._draining.is_set():
@@ -126,7 +129,7 @@ class Engine:
             try:
                 load_ms = self._models.load(head.model_id).load_ms
             except ModelError as e:
-                return self._unloadable(head.model_id, lane, e)
+                return self._unloadable(head, lane, e)
         return _NOTHING
 
     def _claim(self, model: LoadedModel, lane: Lane, slot: Slot, load_ms: float) -> dict[str, Any] | None:
@@ -138,10 +141,8 @@ class Engine:
             return None
         self.claimed_at = now = time.monotonic()
         hand = _Hand(worker_id, model, gathered, now, now - at, load_ms)
-        with self.turns.hold(gathered.jobs):
+        with self._turns.hold(gathered.jobs):
             failpoints.hit("worker.after_claim")
-            if self._draining.is_set():
-                return self._give_back(hand)
             if gathered.more or self._claimer.others_wait(lane, model.id):
                 self._nudger.nudge(self._settings.pool, lane)
             return self._see_through(hand, slot.release)
@@ -157,24 +158,21 @@ class Engine:
         if not delay_s or not jobs or reason == "full":
             return Gathered(jobs, rows, reason, more)
         until = time.monotonic() + delay_s
-        with ExitStack() as stack:
-            stack.enter_context(self.turns.hold(jobs))
-            while rows < most and not more and (left := until - time.monotonic()) > 0:
-                if self._draining.wait(min(left, max(delay_s / 4, 0.001))):
-                    break
-                try:
-                    claim = self._claimer.claim(worker_id, model, lane, rows=most - rows)
-                except StoreUnavailableError:
-                    break
-                stack.enter_context(self.turns.hold(claim.jobs))
-                jobs, more = jobs + claim.jobs, claim.more
-                rows = sum(job.rows for job in jobs)
+        while rows < most and not more and (left := until - time.monotonic()) > 0:
+            if self._draining.wait(min(left, max(delay_s / 4, 0.001))):
+                break
+            try:
+                claim = self._claimer.claim(worker_id, model, lane, rows=most - rows)
+            except StoreUnavailableError:
+                break
+            jobs, more = jobs + claim.jobs, claim.more
+            rows = sum(job.rows for job in jobs)
         return Gathered(jobs, rows, "full" if more or rows >= most else "delay", more)
 
     def _suspect(self, model: LoadedModel, load_ms: float) -> dict[str, Any] | None:
         """A job that crashed in company, alone in the process: the slot is ours, and all hands are empty."""
         worker_id = self._worker_id()
-        while not self.turns.wait_empty(0.1):
+        while not self._turns.wait_empty(0.1):
             if self._draining.is_set():
                 return _NOTHING
         at = time.monotonic()
@@ -183,23 +181,29 @@ class Engine:
             return None
         self.claimed_at = now = time.monotonic()
         hand = _Hand(worker_id, model, Gathered(jobs, jobs[0].rows, "suspect", more=True), now, now - at, load_ms)
-        with self.turns.hold(jobs):
-            if self._draining.is_set():
-                return self._give_back(hand)
+        with self._turns.hold(jobs):
             self._nudger.nudge(self._settings.pool, Lane.ONLINE)
             if not self._claims.expose(worker_id, jobs[0]):
                 return _NOTHING
             return self._see_through(hand, lambda: None)
 
-    def _see_through(self, hand: _Hand, began: Callable[[], None]) -> dict[str, Any]:
-        """Collate, predict, write. `began` is called when the device is ours."""
+    def _see_through(self, hand: _Hand, on_device: Callable[[], None]) -> dict[str, Any]:
+        """Collate, predict, write. `on_device` is called when the device is ours."""
         jobs = hand.gathered.jobs
+
+        def begin(passes: int) -> None:
+            if not passes and self._draining.is_set():
+                raise _DrainingError
+            on_device()
+
         model = hand.model
         at = time.monotonic()
         try:
             batches, faults = self._collated(jobs, model)
             collated = time.monotonic()
-            done = self._predictor.run(model, batches, began)
+            done = self._predictor.run(model, batches, begin)
+        except _DrainingError:
+            return self._give_back(hand)
         except Exception as e:
             log.exception("claim failed", extra={"model": model.spec.ref, "jobs": len(jobs)})
             return self._failed(hand, "internal", f"The worker could not run this job ({type(e).__name__}).")
@@ -207,7 +211,7 @@ class Engine:
         predicted = time.monotonic()
         summary = self._write(hand, done, collated - at)
         written = time.monotonic()
-        self.rows_done += hand.gathered.rows
+        self._turns.count(hand.gathered.rows)
         for stage, seconds in (
             ("claim", hand.claim_s),
             ("collate", collated - at),
@@ -225,12 +229,12 @@ class Engine:
         """Micro-batches of all rows but those of jobs that cannot be collated; their rows are faults."""
         most = self._sizes.limit(model)
         text = model.tokenizer.encode if model.tokenizer else None
-        blocks = [unpack(job.payload) for job in jobs]
         try:
+            blocks = [unpack(job.payload) for job in jobs]
             return collate(blocks, model.spec, max_rows=most, encode=text), {}
         except Exception:
             log.warning("claim cannot be collated as one; trying each job", extra={"model": model.spec.ref})
-        return _one_by_one(blocks, lambda block: collate([block], model.spec, max_rows=most, encode=text))
+        return _one_by_one(jobs, lambda job: collate([unpack(job.payload)], model.spec, max_rows=most, encode=text))
 
     def _write(self, hand: _Hand, done: Predicted, collate_s: float) -> dict[str, Any]:
         """Encode and finish; jobs with rows that found no memory go back to the queue."""
@@ -272,32 +276,32 @@ class Engine:
         self._claims.give_back(hand.worker_id, hand.gathered.jobs)
         return {"model": hand.model.spec.ref, "jobs": 0, "given_back": len(hand.gathered.jobs)}
 
-    def _unloadable(self, model_id: int, lane: Lane, error: ModelError) -> dict[str, Any]:
+    def _unloadable(self, head: Head, lane: Lane, error: ModelError) -> dict[str, Any]:
         """The jobs of a model that cannot be loaded wait, and fail when their budget is spent; others go on."""
-        log.warning("model cannot be loaded", extra={"model_id": model_id, "error": error.detail})
-        with self.turns.slot():
+        log.warning("model cannot be loaded", extra={"model_id": head.model_id, "error": error.detail})
+        with self._turns.slot():
             worker_id = self._worker_id()
-            jobs = self._claimer.take(worker_id, model_id, lane, rows=_UNLOADABLE_ROWS)
-            with self.turns.hold(jobs):
+            jobs = self._claimer.take(worker_id, head, lane, rows=_UNLOADABLE_ROWS)
+            with self._turns.hold(jobs):
                 if jobs and not self._finisher.try_again(worker_id, jobs, error.code, error.detail):
                     self._claimer.doubt()
         self._nudger.nudge(self._settings.pool, lane)
-        return {"model_id": model_id, "jobs": len(jobs), "error": error.code}
+        return {"model_id": head.model_id, "jobs": len(jobs), "error": error.code}
 
 
 def _one_by_one(
-    blocks: list[RowBlock], collate_one: Callable[[RowBlock], list[MicroBatch]]
+    jobs: list[ClaimedJob], collate_one: Callable[[ClaimedJob], list[MicroBatch]]
 ) -> tuple[list[MicroBatch], dict[int, str]]:
     batches: list[MicroBatch] = []
     faults: dict[int, str] = {}
     start = 0
-    for block in blocks:
+    for job in jobs:
         try:
-            batches += [replace(b, rows=[start + n for n in b.rows]) for b in collate_one(block)]
+            batches += [replace(b, rows=[start + n for n in b.rows]) for b in collate_one(job)]
         except Exception as e:
             log.info("job cannot be collated", extra={"error": str(e)[:300]})
-            faults |= dict.fromkeys(range(start, start + block.count), "The row cannot be made into the model's input.")
-        start += block.count
+            faults |= dict.fromkeys(range(start, start + job.rows), "The row cannot be made into the model's input.")
+        start += job.rows
     return batches, faults
 
 

@@ -45,12 +45,20 @@ def encode(jobs: Sequence[ClaimedJob], done: Predicted, timings: Callable[[Claim
         numbers = range(start, start + job.rows)
         start += job.rows
         errors = _errors(numbers, done.faults) if done.faults else []
+        try:
+            outputs = orjson.dumps([values.get(n) for n in numbers], option=_NUMPY).decode()
+        except orjson.JSONEncodeError as e:
+            log.warning("output is no JSON", extra={"job_id": str(job.id), "error": str(e)})
+            outputs, errors = (
+                None,
+                _errors(numbers, dict.fromkeys(numbers, "The model's output cannot be written as JSON.")),
+            )
         finished.append(
             FinishedJob(
                 id=job.id,
                 attempt=job.attempt,
                 status=Status.FAILED if len(errors) == job.rows else Status.SUCCEEDED,
-                outputs=orjson.dumps([values.get(n) for n in numbers], option=_NUMPY).decode(),
+                outputs=outputs,
                 errors=orjson.dumps(errors).decode() if errors else None,
                 timings=timings(job),
                 rows_failed=len(errors),

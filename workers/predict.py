@@ -113,19 +113,19 @@ class Predictor:
         self._device = device
         self._sizes = sizes
 
-    def run(self, model: LoadedModel, batches: Sequence[MicroBatch], began: Callable[[], None]) -> Predicted:
+    def run(self, model: LoadedModel, batches: Sequence[MicroBatch], begin: Callable[[int], None]) -> Predicted:
         """Run the micro-batches of one claim; the device is let go between them.
 
         Args:
             model: what to run.
             batches: every row of the claim once.
-            began: called as soon as the device is ours.
+            begin: called with the number of passes so far whenever the device is ours; what it raises, is raised.
         """
         done = Predicted()
         for batch in batches:
             waited = time.monotonic()
             with self._device.occupy():
-                began()
+                begin(len(done.passes))
                 at = time.monotonic()
                 done.wait_s += at - waited
                 self._run(model, batch, done)

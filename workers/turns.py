@@ -47,6 +47,7 @@ class Turns:
         self._held: set[uuid.UUID] = set()
         self._busy_since = 0.0
         self._busy_s = 0.0
+        self._rows = 0
 
     def slot(self) -> Slot:
         return Slot(self._lock)
@@ -72,10 +73,15 @@ class Turns:
         with self._change:
             return list(self._held)
 
-    def busy_s(self) -> float:
-        """For how long, in all, something was in hand."""
+    def count(self, rows: int) -> None:
+        """Note rows that have been predicted and written."""
         with self._change:
-            return self._busy_s + (time.monotonic() - self._busy_since if self._held else 0.0)
+            self._rows += rows
+
+    def done(self) -> tuple[int, float]:
+        """Rows counted, and for how many seconds something was in hand, since the process began."""
+        with self._change:
+            return self._rows, self._busy_s + (time.monotonic() - self._busy_since if self._held else 0.0)
 
     def wait_empty(self, timeout_s: float | None = None) -> bool:
         """Wait until nothing is in hand; False when the time is up."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
-from celery.signals import worker_ready, worker_shutting_down
+from celery.signals import setup_logging, worker_ready, worker_shutting_down
 from kombu.entity import Queue
 
 from batchline.job import Lane
@@ -149,7 +149,11 @@ def run_worker(
     def drain(**_: object) -> None:
         on_drain()
 
+    def leave_logging_alone(**_: object) -> None:
+        logging.getLogger("celery").setLevel(logging.WARNING)  # two lines a task otherwise
+
     app.task(nudged, name=TASK)
+    setup_logging.connect(leave_logging_alone, weak=False)
     worker_ready.connect(ready, weak=False)
     worker_shutting_down.connect(drain, weak=False)
     worker: Any = app.Worker(

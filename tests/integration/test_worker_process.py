@@ -1,0 +1,163 @@
+"""The worker as a process: nudged through Redis, drained by SIGTERM, killed, poisoned, and without Redis."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small_models
+from worker_rig import Rig
+
+from batchline.job import Lane
+from batchline.local.servers import free_port
+from batchline.queue.celery_queue import CeleryNudger
+from batchline.store import Store
+
+ROOT = Path(__file__).parents[2]
+PRODUCT = ("-m", "workers")
+DYING = (str(ROOT / "tests" / "dying_worker.py"),)
+DEADLY = 666.0
+
+
+class Worker:
+    """One process at a time, started again when the test says so."""
+
+    def __init__(self, env: dict[str, str], log: Path) -> None:
+        self._env = env
+        self._log = log
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, arguments: tuple[str, ...] = PRODUCT, **env: str) -> None:
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *arguments], cwd=ROOT, env=self._env | env, stdout=log, stderr=log
+            )
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def end(self, number: signal.Signals) -> int:
+        assert self.process
+        self.process.send_signal(number)
+        return self.process.wait(20)
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+
+@pytest.fixture
+def rig(store: Store, redis_url: str, tmp_path: Path) -> Rig:
+    return Rig(store, redis_url, tmp_path / "models")
+
+
+@pytest.fixture
+def worker(rig: Rig, database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Worker]:
+    env = os.environ | {
+        "DATABASE_URL": database_url,
+        "REDIS_URL": redis_url,
+        "BATCHLINE_MODELS": str(rig.repository),
+        "BATCHLINE_LEASE_S": "3",
+        "BATCHLINE_HEARTBEAT_S": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    worker = Worker(env, tmp_path / "worker.log")
+    yield worker
+    if worker.alive:
+        with contextlib.suppress(ProcessLookupError):
+            worker.end(signal.SIGKILL)
+
+
+def until(true: Callable[[], Any], worker: Worker, seconds: float = 40.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, worker.log()[-3000:]
+        time.sleep(0.05)
+
+
+def live(rig: Rig) -> list[Any]:
+    """Live workers but the rig's own."""
+    return [w for w in rig.store.workers.list() if w.live and w.id != rig.worker_id]
+
+
+def test_a_nudge_makes_an_idle_worker_claim_at_once_and_sigterm_ends_it(
+    rig: Rig, worker: Worker, redis_url: str
+) -> None:
+    """Far sooner than it would ask by itself; at SIGTERM it exits with 0 and its lease ends with it."""
+    model = rig.add("double", small_models.double(rig.repository / "source.onnx"))
+    worker.start(PRODUCT, BATCHLINE_IDLE_POLL_S="60")
+    until(lambda: "worker ready" in worker.log(), worker)
+    until(lambda: [w.models for w in live(rig)] == ["double@1"], worker)
+    job = rig.pixels(model, [1, 2])
+    nudger = CeleryNudger(redis_url, rig.hints)
+    nudger.nudge("cpu", Lane.ONLINE)
+    until(lambda: rig.statuses([job]) == ["succeeded"], worker, 10)
+    nudger.close()
+    assert rig.outputs(job) == [{"y": [2.0, 4.0]}]
+    assert worker.end(signal.SIGTERM) == 0
+    assert live(rig) == []
+
+
+def test_models_that_appear_in_the_repository_are_registered_and_bad_ones_are_named_once(
+    rig: Rig, worker: Worker
+) -> None:
+    """A version without a catalogue entry gets one; a pickle is refused with its reason."""
+    small_models.double(rig.repository / "double" / "1" / "model.onnx")
+    (rig.repository / "bad" / "1").mkdir(parents=True)
+    (rig.repository / "bad" / "1" / "model.onnx").write_bytes(b"\x80\x04\x95pickle")
+    worker.start()
+    until(lambda: "worker ready" in worker.log(), worker)
+    assert [r.spec.ref for r in rig.store.catalogue.models()] == ["double@1"]
+    assert worker.log().count("Python pickle") == 1
+    job = rig.pixels(rig.store.catalogue.models()[0].id, [1, 2])
+    until(lambda: rig.statuses([job]) == ["succeeded"], worker)
+
+
+def test_without_redis_work_is_done_and_sigterm_still_ends_it(rig: Rig, worker: Worker) -> None:
+    """A broker that never answers slows the start of work to the idle poll, and the end not at all."""
+    model = rig.add("double", small_models.double(rig.repository / "source.onnx"))
+    jobs = [rig.pixels(model, [i, i]) for i in range(200)]
+    worker.start(PRODUCT, REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
+    until(lambda: set(rig.statuses(jobs)) == {"succeeded"}, worker)
+    began = time.monotonic()
+    worker.end(signal.SIGTERM)
+    assert time.monotonic() - began < 10
+
+
+def test_a_killed_workers_jobs_run_again_as_soon_as_it_is_back(rig: Rig, worker: Worker) -> None:
+    """kill -9 between claim and finish: the next life buries the last, its jobs are rescued and end well."""
+    model = rig.add("double", small_models.double(rig.repository / "source.onnx"))
+    jobs = [rig.pixels(model, [i, i]) for i in range(3)]
+    worker.start(PRODUCT, BATCHLINE_FAILPOINTS="worker.before_finish=kill", BATCHLINE_LEASE_S="60")
+    until(lambda: not worker.alive, worker)
+    assert set(rig.statuses(jobs)) == {"running"}
+    worker.start(PRODUCT, BATCHLINE_LEASE_S="60")
+    until(lambda: rig.store.chores.rescue(max_failures=2).requeued == 3, worker)
+    until(lambda: set(rig.statuses(jobs)) == {"succeeded"}, worker)
+    assert {rig.view(j).attempt for j in jobs} == {2}
+
+
+def test_a_row_that_kills_the_process_is_poison_and_every_innocent_succeeds(rig: Rig, worker: Worker) -> None:
+    """Whatever shared its micro-batch or its process succeeds; the guilty one fails after its budget of lives."""
+    model = rig.add("double", small_models.double(rig.repository / "source.onnx"), max_batch_size=8)
+    jobs = [rig.pixels(model, [DEADLY if i == 13 else i, i]) for i in range(30)]
+
+    def settled() -> bool:
+        if not worker.alive:
+            worker.start(DYING)
+        rig.store.chores.rescue(max_failures=2)
+        rig.store.chores.release()
+        return not {"queued", "running"} & set(rig.statuses(jobs))
+
+    until(settled, worker, 90)
+    assert [i for i, s in enumerate(rig.statuses(jobs)) if s != "succeeded"] == [13]
+    assert rig.view(jobs[13]).code == "poison"
+    assert rig.view(jobs[13]).rows_failed == 1

@@ -1,0 +1,58 @@
+"""Tiny ONNX models for tests: what goes in is easily told from what comes out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import TensorProto, helper
+
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+
+
+def write(path: Path, nodes: list[Any], inputs: dict[str, Any], outputs: dict[str, Any], weights: Any = ()) -> Path:
+    """Write a model; inputs and outputs are name -> (element type, shape)."""
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info(n, *v) for n, v in inputs.items()],
+        [helper.make_tensor_value_info(n, *v) for n, v in outputs.items()],
+        list(weights),
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, path)
+    return path
+
+
+def double(path: Path, width: int = 2) -> Path:
+    """x FP32 [N, width] -> y = x + x."""
+    add = helper.make_node("Add", ["x", "x"], ["y"])
+    return write(path, [add], {"x": (FLOAT, ["N", width])}, {"y": (FLOAT, ["N", width])})
+
+
+def pick(path: Path) -> Path:
+    """i INT64 [N] -> y FP32 [N] = 10 * i; any i outside of 0 to 9 makes the runtime refuse the whole pass."""
+    table = helper.make_tensor("table", FLOAT, [10], [10.0 * i for i in range(10)])
+    gather = helper.make_node("Gather", ["table", "i"], ["y"], axis=0)
+    return write(path, [gather], {"i": (INT64, ["N"])}, {"y": (FLOAT, ["N"])}, [table])
+
+
+def total(path: Path) -> Path:
+    """x FP32 [N, T] -> y FP32 [N] = the sum over T, which is free."""
+    axes = helper.make_tensor("axes", INT64, [1], [1])
+    add = helper.make_node("ReduceSum", ["x", "axes"], ["y"], keepdims=0)
+    return write(path, [add], {"x": (FLOAT, ["N", "T"])}, {"y": (FLOAT, ["N"])}, [axes])
+
+
+def logarithm(path: Path) -> Path:
+    """x FP32 [N, 2] -> y = log(x): -inf at 0, NaN below."""
+    log = helper.make_node("Log", ["x"], ["y"])
+    return write(path, [log], {"x": (FLOAT, ["N", 2])}, {"y": (FLOAT, ["N", 2])})
+
+
+def only_one(path: Path) -> Path:
+    """x FP32 [1, 2] -> y = x + x, one row at a time."""
+    add = helper.make_node("Add", ["x", "x"], ["y"])
+    return write(path, [add], {"x": (FLOAT, [1, 2])}, {"y": (FLOAT, [1, 2])})
