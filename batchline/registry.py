@@ -113,7 +113,7 @@ def read_spec(path: Path, name: str, version: str, signature: Signature) -> Mode
         )
     if not signature.batchable:
         policy = msgspec.structs.replace(policy, max_batch_size=1)
-    if extra.text and not (path / extra.text.tokenizer).is_file():
+    if extra.text and not _is_beside(path, extra.text.tokenizer):
         raise ModelError(f"{path / POLICY_FILE}: the tokenizer {extra.text.tokenizer!r} is not beside the model.")
     return ModelSpec(
         name=check_name(name),
@@ -125,6 +125,10 @@ def read_spec(path: Path, name: str, version: str, signature: Signature) -> Mode
         policy=policy,
         text=extra.text,
     )
+
+
+def _is_beside(path: Path, name: str) -> bool:
+    return Path(name).name == name and (path / name).is_file()
 
 
 def _read_policy(path: Path) -> _Policy:
