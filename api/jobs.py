@@ -74,10 +74,10 @@ class JobRoutes:
         headers["Retry-After"] = str(min(max(math.ceil(eta_s or 1.0), 1), 300))
         return answer(202, job_json(view, self._s.eta_s), headers)
 
-    async def read(self, request: AnyRequest, job_id: str) -> ASGIResponse:
+    async def read(self, request: AnyRequest) -> ASGIResponse:
         headers = headers_of(request.scope)
         principal = await self._s.keys.check(headers, "read")
-        wanted = parse_id(job_id)
+        wanted = parse_id(request.path_params["job_id"])
         preferences = prefer.parse(headers.get(b"prefer"))
         view = await self._s.reads.read(wanted)
         if view is None or view.tenant_id != principal.tenant_id:
@@ -114,9 +114,9 @@ class JobRoutes:
         )
         return answer(200, list_json(views[:limit], self._s.eta_s, has_more=len(views) > limit))
 
-    async def cancel(self, request: AnyRequest, job_id: str) -> ASGIResponse:
+    async def cancel(self, request: AnyRequest) -> ASGIResponse:
         principal = await self._s.keys.check(headers_of(request.scope), "submit")
-        wanted = parse_id(job_id)
+        wanted = parse_id(request.path_params["job_id"])
         await asyncio.get_running_loop().run_in_executor(
             self._s.executor, lambda: self._s.store.jobs.cancel(principal.tenant_id, [wanted])
         )

@@ -72,10 +72,10 @@ class OpsRoutes:
         data = [_model(self._s.models.versions(name)) for name in self._s.models.names()]
         return answer(200, msgspec.json.encode({"object": "list", "data": data}))
 
-    async def model(self, request: AnyRequest, model: str) -> ASGIResponse:
+    async def model(self, request: AnyRequest) -> ASGIResponse:
         await self._s.keys.check(headers_of(request.scope), "read")
-        await self._s.models.resolve(model, None)
-        return answer(200, msgspec.json.encode(_model(self._s.models.versions(model))))
+        record = await self._s.models.resolve(request.path_params["model"], None)
+        return answer(200, msgspec.json.encode(_model(self._s.models.versions(record.spec.name))))
 
     async def workers(self, request: AnyRequest) -> ASGIResponse:
         await self._s.keys.check(headers_of(request.scope), "admin")

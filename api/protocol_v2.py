@@ -27,7 +27,7 @@ from batchline.errors import (
 )
 from batchline.job import TERMINAL, JobView, Status, show_id
 from batchline.metrics import SUBMITTED
-from batchline.model import TensorSpec
+from batchline.model import ModelRecord, TensorSpec
 from batchline.rows import TEXT
 
 AnyRequest = Request[Any, Any, Any]
@@ -64,32 +64,34 @@ class V2Routes:
         await self._health.check()
         return answer(200, b'{"ready":true}')
 
-    async def model_ready(self, request: AnyRequest, model: str, version: str | None = None) -> ASGIResponse:
+    async def model_ready(self, request: AnyRequest) -> ASGIResponse:
         await self._s.keys.check(headers_of(request.scope), "read")
-        record = await self._s.models.resolve(model, version)
+        record = await self._model_of(request)
         return answer(200, msgspec.json.encode({"name": record.spec.name, "ready": True}))
 
-    async def model(self, request: AnyRequest, model: str, version: str | None = None) -> ASGIResponse:
+    async def model(self, request: AnyRequest) -> ASGIResponse:
         await self._s.keys.check(headers_of(request.scope), "read")
-        spec = (await self._s.models.resolve(model, version)).spec
+        spec = (await self._model_of(request)).spec
         text = TensorSpec(TEXT, "BYTES", ())
         body = {
             "name": spec.name,
-            "versions": [spec.version] if version else [r.spec.version for r in self._s.models.versions(model)],
+            "versions": [spec.version]
+            if "version" in request.path_params
+            else [r.spec.version for r in self._s.models.versions(spec.name)],
             "platform": "onnxruntime_onnx",
             "inputs": [_metadata(t) for t in (spec.inputs if spec.text is None else (text,))],
             "outputs": [_metadata(t) for t in spec.outputs],
         }
         return answer(200, msgspec.json.encode(body))
 
-    async def infer(self, request: AnyRequest, model: str, version: str | None = None) -> ASGIResponse:
+    async def infer(self, request: AnyRequest) -> ASGIResponse:
         s = self._s
         headers = headers_of(request.scope)
         principal = await s.keys.check(headers, "submit")
         key = idempotency_key(headers)
         preferences = prefer.parse(headers.get(b"prefer"))
         raw = await self._body(request, headers)
-        record = await s.models.resolve(model, version)
+        record = await self._model_of(request)
         header_length = headers.get(b"inference-header-content-length")
         body, tail = v2_tensors.split(raw, header_length)
         wanted = v2_tensors.wanted_outputs(body, record.spec)
@@ -114,6 +116,10 @@ class V2Routes:
             location = {"Location": f"/v1/jobs/{show_id(view.id)}", "Retry-After": "1", **preferences.applied}
             return answer(202, job_json(view, s.eta_s), location)
         return self._answer(view, body, wanted, headers, preferences)
+
+    async def _model_of(self, request: AnyRequest) -> ModelRecord:
+        path = request.path_params
+        return await self._s.models.resolve(path["model"], path.get("version"))
 
     async def _body(self, request: AnyRequest, headers: Mapping[bytes, bytes]) -> bytes:
         limit = self._s.settings.max_body_bytes

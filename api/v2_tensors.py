@@ -29,7 +29,7 @@ class TensorIn(msgspec.Struct, forbid_unknown_fields=True):
     shape: list[Size]
     datatype: str
     parameters: dict[str, object] = {}
-    data: msgspec.Raw | None = None
+    data: msgspec.Raw = msgspec.Raw()
 
 
 class OutputIn(msgspec.Struct, forbid_unknown_fields=True):
@@ -166,7 +166,7 @@ def _read_tensor(
         with np.errstate(over="ignore"):  # what overflows is found below
             if size is None:
                 array = _from_json(given.data, tensor, shape, pointer, missing=missing)
-            elif given.data is not None or not isinstance(size, int) or isinstance(size, bool):
+            elif memoryview(given.data).nbytes or not isinstance(size, int) or isinstance(size, bool):
                 raise _fault(pointer, "must be given either here or as binary_data_size bytes")
             elif not 0 <= size <= len(tail):
                 raise _fault(pointer, f"binary_data_size is {size}, and {len(tail)} bytes are left")
@@ -180,8 +180,8 @@ def _read_tensor(
     return array, tail
 
 
-def _from_json(data: msgspec.Raw | None, tensor: TensorSpec, shape: list[int], pointer: str, *, missing: bool) -> Array:
-    if data is None:
+def _from_json(data: msgspec.Raw, tensor: TensorSpec, shape: list[int], pointer: str, *, missing: bool) -> Array:
+    if not memoryview(data).nbytes:
         raise _fault(pointer, "is missing")
     values = msgspec.json.decode(data)
     if not isinstance(values, list):
