@@ -147,6 +147,7 @@ class Machine(RuleBasedStateMachine):
         who %= len(self.stores)
         late = "UPDATE workers SET lease_until = now() - interval '1 second' WHERE id = %(id)s"
         self.connection.run(late, {"id": self.workers[who]})
+        assert not self.stores[who].claims.claim(self.workers[who], self.model_id, Lane.ONLINE, rows=9).jobs
         self.stores[-1].chores.rescue(max_failures=MAX_FAILURES)
         if bury:
             self.workers[who] = stack.a_worker(self.stores[who])
@@ -219,11 +220,11 @@ def test_only_legal_moves(machine):
 
 MUTANTS = {
     "finish without its fence": ("_FINISH", claims._MINE, "true"),
-    "finish without the attempt": ("_FINISH", "j.attempt = t.attempt", "true"),
     "retry without its fence": ("_RETRY", claims._MINE, "true"),
     "give back without the attempt": ("_GIVE_BACK", "j.attempt = t.attempt", "true"),
     "a claim that does not count": ("_CLAIM", "j.attempt + 1", "j.attempt"),
-    "a dead worker claims": ("_CLAIM", "AND NOT w.draining", ""),
+    "a draining worker claims": ("_CLAIM", "AND NOT w.draining", ""),
+    "a dead worker claims": ("_CLAIM", "w.lease_until > now()", "true"),
 }
 
 
