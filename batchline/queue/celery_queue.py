@@ -7,6 +7,7 @@ ETA, no priorities in Celery; a message is under 1 KB and one of them starts one
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -157,7 +158,7 @@ def run_worker(
     worker_ready.connect(ready, weak=False)
     worker_shutting_down.connect(drain, weak=False)
     worker: Any = app.Worker(
-        hostname=f"{name}@%h",
+        hostname=f"{name}@{socket.gethostname()}",  # only Celery's command line knows %h
         pool="threads",
         concurrency=concurrency,
         queues=[queue_name(pool, lane) for lane in Lane],
