@@ -5,11 +5,11 @@ ENV VIRTUAL_ENV=/opt/batchline UV_NO_CACHE=1 UV_COMPILE_BYTECODE=1
 WORKDIR /src
 ARG RUNTIME=worker-cpu
 COPY pyproject.toml constraints.txt ./
-RUN uv pip install -c constraints.txt -r pyproject.toml --extra "$RUNTIME"
+RUN uv pip install --quiet -c constraints.txt -r pyproject.toml --extra "$RUNTIME"
 
 FROM dependencies AS source
 COPY . .
-RUN uv pip install --no-deps --prefix /opt/source .
+RUN uv pip install --quiet --no-deps --prefix /opt/source .
 
 FROM python:3.11-slim-bookworm
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin batchline \
@@ -18,7 +18,8 @@ RUN useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent --
 # Two layers, the large one first: a change of the source moves a few hundred kB.
 COPY --from=dependencies /opt/batchline /opt/batchline
 COPY --from=source /opt/source /opt/batchline
-ENV PATH=/opt/batchline/bin:$PATH PYTHONUNBUFFERED=1 PYTHONSAFEPATH=1 BATCHLINE_MODELS=/models
+# ONNX Runtime reports to its maker over the network unless it is told not to.
+ENV PATH=/opt/batchline/bin:$PATH PYTHONUNBUFFERED=1 PYTHONSAFEPATH=1 BATCHLINE_MODELS=/models ORT_DISABLE_TELEMETRY=1
 USER 10001:10001
 WORKDIR /models
 ENTRYPOINT ["batchline"]
