@@ -88,6 +88,11 @@ class Client:
         self._http = httpx.Client(transport=transport, limits=_LIMITS, mounts={} if transport else _DIRECT)
         self._sleep = sleep
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The servers, in the order of their use."""
+        return tuple(self._calls.urls)
+
     def submit(
         self,
         model: str,

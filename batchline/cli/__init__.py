@@ -1,0 +1,39 @@
+"""The `batchline` command.
+
+Commands import what they need when they run, so that `--help` and completion are quick. Exit codes: 0 ok, 1 failed,
+2 wrong usage. With --json one JSON document goes to stdout and nothing else does; errors always go to stderr.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from batchline.cli import doctor, init, jobs, keys, models, operate, processes, stack
+from batchline.cli.output import group, tell_error
+from batchline.errors import BatchlineError
+
+app = group("Asynchronous batch inference: submit rows, get an id at once, poll the result.", name="batchline")
+
+for _command in (
+    *(stack.up, stack.down, stack.status, doctor.doctor),
+    *(jobs.submit, jobs.wait, jobs.jobs, jobs.cancel),
+    *(operate.workers, init.migrate),
+    *(processes.api, processes.worker, processes.scheduler),
+):
+    app.command()(_command)
+app.add_typer(processes.autoscaler, name="autoscaler")
+app.add_typer(models.app, name="models")
+app.add_typer(keys.app, name="keys")
+app.add_typer(init.app, name="init")
+
+
+def main() -> None:
+    """The entry point."""
+    # A library's warning on stderr is no help to whoever typed a command; `tell_error` speaks for all.
+    logging.getLogger().addHandler(logging.NullHandler())
+    try:
+        app()
+    except BatchlineError as e:
+        tell_error(e)
+        sys.exit(1)

@@ -1,0 +1,5 @@
+"""`python -m batchline.cli`."""
+
+from batchline.cli import main
+
+main()
