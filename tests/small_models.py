@@ -7,6 +7,9 @@ from typing import Any
 
 import onnx
 from onnx import TensorProto, helper
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
@@ -56,3 +59,13 @@ def only_one(path: Path) -> Path:
     """x FP32 [1, 2] -> y = x + x, one row at a time."""
     add = helper.make_node("Add", ["x", "x"], ["y"])
     return write(path, [add], {"x": (FLOAT, [1, 2])}, {"y": (FLOAT, [1, 2])})
+
+
+def token_sum(folder: Path) -> None:
+    """input_ids INT64 [N, T] -> y INT64 [N] = the sum of the ids; the words a, b, c have the ids 1, 2, 3."""
+    axes = helper.make_tensor("axes", INT64, [1], [1])
+    add = helper.make_node("ReduceSum", ["input_ids", "axes"], ["y"], keepdims=0)
+    write(folder / "model.onnx", [add], {"input_ids": (INT64, ["N", "T"])}, {"y": (INT64, ["N"])}, [axes])
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0, "a": 1, "b": 2, "c": 3}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))

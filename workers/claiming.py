@@ -127,10 +127,10 @@ class Claimer:
             floor = 0
             claim = self._guarded(lambda: self._claims.claim(worker_id, model.id, lane, rows=rows))
         self._floors[key] = (claim.first_rank, whole_at if floor else now)
-        if not claim.more:
-            self._empty(lane, model.id)
         if claim.jobs:
             CLAIMED.labels(model.spec.ref).inc(len(claim.jobs))
+        else:
+            self._strike(lane, model.id)
         return claim
 
     def claim_suspect(self, worker_id: uuid.UUID, model_id: int) -> list[ClaimedJob]:
@@ -142,8 +142,10 @@ class Claimer:
         """Jobs may be running under our name that are not in hand."""
         self._doubt_until = time.monotonic() + _DOUBT_S
 
-    def _empty(self, lane: Lane, model_id: int) -> None:
-        """The model's queue has been emptied: strike it from the last look."""
+    def _strike(self, lane: Lane, model_id: int) -> None:
+        """The model's queue is empty: forget its head. One that was merely emptied is worth a try while the look lasts:
+        the next nudge is likely to be for the same model, and saves a question.
+        """
         at, heads = self._heads.get(lane, (0.0, []))
         self._heads[lane] = (at, [h for h in heads if h.suspect or h.model_id != model_id])
 

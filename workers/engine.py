@@ -202,14 +202,14 @@ class Engine:
             batches, faults = self._collated(jobs, model)
             collated = time.monotonic()
             done = self._predictor.run(model, batches, begin)
+            done.faults.update(faults)
+            predicted = time.monotonic()
+            summary = self._write(hand, done, collated - at)
         except _DrainingError:
             return self._give_back(hand)
         except Exception as e:
             log.exception("claim failed", extra={"model": model.spec.ref, "jobs": len(jobs)})
             return self._failed(hand, "internal", f"The worker could not run this job ({type(e).__name__}).")
-        done.faults.update(faults)
-        predicted = time.monotonic()
-        summary = self._write(hand, done, collated - at)
         written = time.monotonic()
         self._turns.count(hand.gathered.rows)
         for stage, seconds in (
@@ -237,7 +237,10 @@ class Engine:
         return _one_by_one(jobs, lambda job: collate([unpack(job.payload)], model.spec, max_rows=most, encode=text))
 
     def _write(self, hand: _Hand, done: Predicted, collate_s: float) -> dict[str, Any]:
-        """Encode and finish; jobs with rows that found no memory go back to the queue."""
+        """Encode and finish; jobs with rows that found no memory go back to the queue.
+
+        The timings travel with the result, so `write` in them is what is known before the commit: the encoding.
+        """
         jobs, ref = hand.gathered.jobs, hand.model.spec.ref
         at = time.monotonic()
         again = _owners(jobs, done.no_room) if done.no_room else []

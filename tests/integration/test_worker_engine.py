@@ -119,6 +119,18 @@ def test_non_finite_outputs_are_words(rig: Rig, onnx_file: Path) -> None:
     assert str(finite) == str(np.float32(finite))
 
 
+@pytest.mark.parametrize(("padding", "passes"), [("none", 4), ("pad", 1)])
+def test_texts_of_many_lengths_become_the_models_tensors(rig: Rig, tmp_path: Path, padding: str, passes: int) -> None:
+    """Words are numbered a=1, b=2, c=3 and summed; bad ones are 0. Results do not depend on the company."""
+    source = tmp_path / "words"
+    small_models.token_sum(source)
+    (source / "model.toml").write_text(f"[text]\nmax_length = 4\n[policy.padding]\nmode = '{padding}'\n")
+    model = rig.add("words", source)
+    jobs = [rig.submit(model, {"text": texts}) for texts in (["a b", "c"], ["a b c"], ["b", "c c c c c"])]
+    assert [s["passes"] for s in rig.work()] == [passes]
+    assert [[row["y"] for row in rig.outputs(j)] for j in jobs] == [[3, 3], [6], [2, 12]]
+
+
 def test_out_of_memory_halves_the_size_and_remembers_it(store: Store, redis_url: str, tmp_path: Path) -> None:
     """Eight rows find no room, four do; the next claim takes four at once."""
 
@@ -359,6 +371,7 @@ def test_the_least_recently_used_model_makes_room(rig: Rig, onnx_file: Path) -> 
     assert rig.models.refs() == "first@1"
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider")
 def test_cuda_that_falls_back_to_the_cpu_is_an_error(rig: Rig, onnx_file: Path) -> None:
     """A machine without a GPU refuses BATCHLINE_DEVICE=cuda instead of running slowly on the CPU."""
     model = rig.add("double", small_models.double(onnx_file))

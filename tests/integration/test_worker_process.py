@@ -18,7 +18,7 @@ from worker_rig import Rig
 
 from batchline.job import Lane
 from batchline.local.servers import free_port
-from batchline.queue.celery_queue import CeleryNudger
+from batchline.queue.celery_queue import CeleryNudger, make_app
 from batchline.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +104,28 @@ def test_a_nudge_makes_an_idle_worker_claim_at_once_and_sigterm_ends_it(
     assert rig.outputs(job) == [{"y": [2.0, 4.0]}]
     assert worker.end(signal.SIGTERM) == 0
     assert live(rig) == []
+
+
+def test_the_monitor_sees_each_micro_batch(rig: Rig, worker: Worker, redis_url: str) -> None:
+    """The event of a succeeded task, which Flower shows, tells model, rows and flush reason."""
+    model = rig.add("double", small_models.double(rig.repository / "source.onnx"))
+    app = make_app(redis_url)
+    seen: list[str] = []
+    worker.start(PRODUCT, BATCHLINE_IDLE_POLL_S="60")
+    until(lambda: "worker ready" in worker.log(), worker)
+    rig.pixels(model, [1, 2], [3, 4])
+    nudger = CeleryNudger(redis_url, rig.hints)
+    with app.connection_for_read() as connection:
+        receiver = app.events.Receiver(connection, {"task-succeeded": lambda event: seen.append(event["result"])})
+        with contextlib.suppress(TimeoutError), receiver.consumer_context():
+            nudger.nudge("cpu", Lane.ONLINE)
+            for _ in receiver.consume(limit=None, timeout=1, safety_interval=0):
+                if seen:
+                    break
+    nudger.close()
+    assert seen
+    for part in ("'model': 'double@1'", "'rows': 2", "'flush_reason': 'drained'", "'predict_ms'"):
+        assert part in seen[0]
 
 
 def test_models_that_appear_in_the_repository_are_registered_and_bad_ones_are_named_once(

@@ -1,4 +1,7 @@
-"""ONNX Runtime on the CPU or on a CUDA device. The CUDA way is checked as far as a machine without one can."""
+"""ONNX Runtime on the CPU or on a CUDA device.
+
+The CUDA way has never run on a GPU: only its refusal to fall back to the CPU is tested.
+"""
 
 from __future__ import annotations
 
