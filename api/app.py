@@ -12,6 +12,7 @@ from typing import Any, cast
 from litestar import Litestar
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from api import openapi
 from api.admission import Admission, Limits
 from api.auth import Keys
 from api.backlog import Backlog
@@ -95,6 +96,7 @@ def build(settings: Settings, store: Store, nudger: Nudger, hints: Finished, clo
             *JobRoutes(services).handlers(),
             *V2Routes(services, health).handlers(),
             *OpsRoutes(services, health).handlers(),
+            *openapi.handlers(settings.max_rows),
         ],
         exception_handlers={Exception: handle},
         openapi_config=None,

@@ -92,9 +92,10 @@ class JobRoutes:
         principal = await self._s.keys.check(headers_of(request.scope), "read")
         query = _query(request.scope["query_string"])
         limit = _limit(query)
-        status = query.get("status")
-        if status is not None and status not in Status:
-            raise _bad("/status", f"must be one of {', '.join(Status)}")
+        try:
+            status = Status(query["status"]) if "status" in query else None
+        except ValueError:
+            raise _bad("/status", f"must be one of {', '.join(Status)}") from None
         try:
             after = parse_id(query["after"]) if "after" in query else None
         except NotFoundError:
@@ -106,7 +107,7 @@ class JobRoutes:
             self._s.executor,
             lambda: self._s.store.jobs.list(
                 principal.tenant_id,
-                status=Status(status) if status else None,
+                status=status,
                 model=model,
                 after=after,
                 limit=limit + 1,

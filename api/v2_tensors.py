@@ -29,7 +29,7 @@ class TensorIn(msgspec.Struct, forbid_unknown_fields=True):
     shape: list[Size]
     datatype: str
     parameters: dict[str, object] = {}
-    data: msgspec.Raw = msgspec.Raw()
+    data: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
 
 
 class OutputIn(msgspec.Struct, forbid_unknown_fields=True):

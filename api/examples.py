@@ -1,0 +1,83 @@
+"""What requests and answers look like: the examples of the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Json = dict[str, Any]
+
+_PIXELS = [0.0, 0.0, 5.0, 13.0, 9.0, 1.0, 0.0, 0.0] * 8
+
+SUBMIT: Json = {"model": "digits", "inputs": [_PIXELS], "priority": 5, "metadata": {"source": "scan-17"}}
+
+JOB: Json = {
+    "id": "job_06h02i295tr8depcvro8po5se4",
+    "status": "queued",
+    "model": "digits",
+    "version": "1",
+    "rows": 1,
+    "created_at": "2026-11-22T03:24:04.271374Z",
+    "started_at": None,
+    "finished_at": None,
+    "attempt": 0,
+    "priority": 5,
+    "queue": {"position": 12, "eta_s": 0.4},
+    "outputs": None,
+    "errors": None,
+    "row_counts": {"total": 1, "succeeded": 0, "failed": 0},
+    "timings_ms": None,
+    "metadata": {"source": "scan-17"},
+    "deadline": None,
+    "deadline_missed": False,
+    "code": None,
+    "object": "job",
+}
+
+DONE: Json = JOB | {
+    "status": "succeeded",
+    "started_at": "2026-11-22T03:24:04.281102Z",
+    "finished_at": "2026-11-22T03:24:04.290455Z",
+    "attempt": 1,
+    "queue": None,
+    "outputs": [{"label": 3}],
+    "errors": None,
+    "row_counts": {"total": 1, "succeeded": 1, "failed": 0},
+    "timings_ms": {"queued": 9.7, "predict": 0.4},
+}
+
+INFER: Json = {"inputs": [{"name": "x", "shape": [1, 64], "datatype": "FP32", "data": _PIXELS}]}
+
+INFERRED: Json = {
+    "model_name": "digits",
+    "model_version": "1",
+    "parameters": {"job_id": JOB["id"]},
+    "outputs": [{"name": "label", "datatype": "INT64", "shape": [1], "data": [3]}],
+}
+
+
+def _problem(code: str, title: str, status: int, detail: str, **more: Any) -> Json:
+    return {"type": f"urn:batchline:error:{code}", "title": title, "status": status, "detail": detail} | more
+
+
+PROBLEMS: dict[int, Json] = {
+    400: _problem(
+        "malformed",
+        "Bad Request",
+        400,
+        "The body is not JSON that can be read.",
+        errors=[{"pointer": "", "detail": "JSON is malformed: invalid character (byte 23)"}],
+    ),
+    401: _problem("unauthorized", "Unauthorized", 401, "Send a valid API key: Authorization: Bearer KEY."),
+    404: _problem("not_found", "Not Found", 404, "There is no job with this id."),
+    410: _problem("result_expired", "Gone", 410, "This job's result has been deleted."),
+    422: _problem(
+        "invalid",
+        "Unprocessable Entity",
+        422,
+        "The rows do not fit the model.",
+        instance="/v1/jobs",
+        errors=[{"pointer": "/inputs/0", "detail": "has 63 values where x takes 64"}],
+    ),
+    429: _problem("quota_exceeded", "Too Many Requests", 429, "This tenant may have 1000000 rows queued."),
+    503: _problem("store_unavailable", "Service Unavailable", 503, "The database does not answer; try again."),
+}
