@@ -300,6 +300,39 @@ def test_a_suspect_runs_when_nothing_else_is_in_the_process_and_is_exposed(
     assert seen == [(1, [(True, True)])] * 3
 
 
+def test_a_suspect_waits_for_results_that_are_still_being_written(store: Store, redis_url: str, tmp_path: Path) -> None:
+    """A crash would take them along: their jobs are running too until they are written."""
+    writing, exposed = threading.Event(), threading.Event()
+    running: list[Any] = []
+
+    class SlowToWrite(Lossy):
+        def finish(self, *a: Any, **k: Any) -> Any:
+            writing.set()
+            exposed.wait(0.5)
+            return super().finish(*a, **k)
+
+    def before(x: Any) -> None:
+        if (x == 7).any():
+            running.extend(stack.query(_url(store), "SELECT suspect FROM jobs WHERE status = 'running'"))
+            exposed.set()
+
+    rig = Rig(store, redis_url, tmp_path / "models", open_runtime=Doubled(before))
+    rig.engine = rig.an_engine(SlowToWrite(store.claims))
+    model = rig.add("double", small_models.double(tmp_path / "m.onnx"))
+    rig.models.load(model)
+    jobs = [rig.pixels(model, [1, 1])]
+    threads = [threading.Thread(target=rig.work) for _ in range(2)]
+    threads[0].start()
+    assert writing.wait(20)
+    jobs.append(rig.pixels(model, [7, 7]))
+    stack.query(_url(store), "UPDATE jobs SET suspect = true WHERE status = 'queued'")
+    threads[1].start()
+    for thread in threads:
+        thread.join(20)
+    assert rig.statuses(jobs) == ["succeeded"] * 2
+    assert running == [(True,)]
+
+
 def test_suspects_and_normal_work_take_turns(rig: Rig, onnx_file: Path) -> None:
     """A queue of suspects does not hold up the others, nor the others them."""
     model = rig.add("double", small_models.double(onnx_file), max_batch_size=1)
