@@ -73,17 +73,20 @@ def test_schemathesis_finds_nothing(api: Running) -> None:
     schema = schemathesis.openapi.from_url(f"{api.url}/openapi.json")
     checks = [check for check in CHECKS.get_all() if check.__name__ not in _BEYOND_SCHEMAS]
     settings = hypothesis.settings(
-        max_examples=25,
+        max_examples=20,
         deadline=None,
         derandomize=True,
         database=None,
         suppress_health_check=list(hypothesis.HealthCheck),
-        phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+        phases=[hypothesis.Phase.generate],
     )
     for found in schema.get_all_operations():
         operation = found.ok()
         modes = schemathesis.GenerationMode
         for mode in (modes.POSITIVE, modes.NEGATIVE):
+            import time
+
+            t = time.time()
             run(operation, mode, settings, checks)
 
 
@@ -93,7 +96,6 @@ def run(operation: Any, mode: Any, settings: Any, checks: list[Any]) -> None:
     @settings
     @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
     def sends(case: Any) -> None:
-        case.headers = {k: v for k, v in (case.headers or {}).items() if k not in ("Prefer", "Authorization")}
         case.call_and_validate(checks=checks, headers={"Authorization": f"Bearer {ALICE}"})
 
     try:
