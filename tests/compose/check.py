@@ -26,6 +26,7 @@ import digits
 
 SERVICES = ("postgres", "redis", "api", "worker", "scheduler", "flower")
 HEALTHY_S = 180.0
+DOCTOR_S = 30.0
 JOB_S = 60.0
 API = f"http://127.0.0.1:{os.environ['BATCHLINE_PORT']}"
 FLOWER = f"http://127.0.0.1:{os.environ['BATCHLINE_FLOWER_PORT']}"
@@ -53,12 +54,12 @@ class Compose:
         """Run the service's own health check, since not every engine does so by itself."""
         kind, *test = self.services[service]["healthcheck"]["test"]
         test = [part.replace("$$", "$") for part in test]
-        command = test if kind == "CMD" else ["sh", "-c", *test]
-        done = subprocess.run(
-            [*self._command, "exec", "-T", service, *command],
-            stdin=subprocess.DEVNULL, capture_output=True, check=False,
-        )  # fmt: skip
-        return done.returncode == 0
+        return self.succeeds(service, *(test if kind == "CMD" else ["sh", "-c", *test]))
+
+    def succeeds(self, service: str, *command: str) -> bool:
+        """Whether a command in a running container ends with 0."""
+        whole = [*self._command, "exec", "-T", service, *command]
+        return subprocess.run(whole, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
 
 
 def until(what: str, holds: Callable[[], bool], limit_s: float) -> None:
@@ -171,6 +172,7 @@ def main() -> None:
     stage, folder, compose = sys.argv[1], Path(sys.argv[2]), Compose(sys.argv[3:])
     check_health(compose)
     print(f"healthy: {', '.join(SERVICES)}")
+    until("doctor finds all well", lambda: compose.succeeds("api", "batchline", "doctor"), DOCTOR_S)
     key = compose.inside("api", "cat", "/secrets/admin_key")
     if stage == "first":
         check_first_job(compose, key, folder)
