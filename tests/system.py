@@ -109,7 +109,7 @@ class System:
         part.start()
         return part
 
-    def ready(self, within_s: float = 30.0) -> None:
+    def ready(self, within_s: float = 90.0) -> None:
         """Wait until every API answers readyz and every worker has a live row."""
         for url in self.urls:
             until(lambda url=url: answers(f"{url}/readyz"), within_s=within_s, what=f"{url} ready", logs=self.logs)
