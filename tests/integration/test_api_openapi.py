@@ -84,9 +84,6 @@ def test_schemathesis_finds_nothing(api: Running) -> None:
         operation = found.ok()
         modes = schemathesis.GenerationMode
         for mode in (modes.POSITIVE, modes.NEGATIVE):
-            import time
-
-            t = time.time()
             run(operation, mode, settings, checks)
 
 
