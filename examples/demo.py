@@ -27,7 +27,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
 
 from batchline import AsyncClient
 from batchline.client import Job
@@ -54,7 +53,12 @@ POLICIES: dict[str, dict[str, object]] = {
     },
 }
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
+
+
+def tell(what: str, line: str) -> None:
+    """One line of the report."""
+    console.print(f"{what:<8} {line}", markup=False)
 
 
 @dataclass(frozen=True)
@@ -164,17 +168,13 @@ def tell_results(outcomes: Sequence[Outcome], held_out: digits.Digits) -> None:
     whole = next(o.job for o in outcomes if o.case.model == "digits" and len(o.case.rows) == len(held_out.rows))
     labels = np.array([(row or {})["label"] for row in whole.outputs or ()])
     right = int((labels == held_out.labels).sum())
-    console.print(f"digits   {right} of {len(labels)} held-out digits read right: accuracy {right / len(labels):.1%}")
+    tell("digits", f"{right} of {len(labels)} held-out digits read right: accuracy {right / len(labels):.1%}")
     texts = next(o.job for o in outcomes if o.case.model == "minilm" and len(o.case.rows) > 1)
     vectors = np.array([(row or {})["sentence_embedding"] for row in texts.outputs or ()])
     alike = vectors @ vectors.T - 2 * np.eye(len(vectors))
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title_justify="left", title_style="")
-    for column in ("minilm   sentence", "nearest neighbour", "cosine"):
-        table.add_column(column, header_style="")
     for i in range(0, len(vectors), 2):
         j = int(alike[i].argmax())
-        table.add_row(f"         {minilm.SENTENCES[i]}", minilm.SENTENCES[j], f"{alike[i, j]:.2f}")
-    console.print(table)
+        tell("minilm" if i == 0 else "", f"{alike[i, j]:.2f}  {minilm.SENTENCES[i]}  ~  {minilm.SENTENCES[j]}")
 
 
 def tell_timings(outcomes: Sequence[Outcome], wall_s: float, alone: Sequence[Outcome]) -> None:
@@ -183,15 +183,13 @@ def tell_timings(outcomes: Sequence[Outcome], wall_s: float, alone: Sequence[Out
     singles = [o for o in outcomes if len(o.case.rows) == 1 and o.case.model == "digits"]
     shared = [o.job.timings_ms.micro_batch.rows for o in singles if o.job.timings_ms and o.job.timings_ms.micro_batch]
     p50, p95 = _percentiles(singles)
-    console.print(
-        f"speed    {len(outcomes)} jobs, {rows:,} rows in {wall_s:.1f} s: {len(outcomes) / wall_s:.0f} jobs/s from"
-        f" {CLIENTS} clients, results read included"
-    )
-    console.print(f"latency  single rows under this load: p50 {p50:.0f} ms, p95 {p95:.0f} ms, submit to result read")
+    rate = f"{len(outcomes) / wall_s:.0f} jobs/s"
+    tell("speed", f"{rate}: {len(outcomes)} jobs, {rows:,} rows in {wall_s:.1f} s from {CLIENTS} clients")
     if shared:
-        console.print(f"         one forward pass ran {statistics.fmean(shared):.1f} rows on average for these jobs")
+        tell("", f"a forward pass ran {statistics.fmean(shared):.1f} rows on average where single-row jobs met")
+    tell("latency", f"p50 {p50:.0f} ms, p95 {p95:.0f} ms for single rows under that load, submit to result read")
     p50, p95 = _percentiles(alone)
-    console.print(f"         one client alone: p50 {p50:.0f} ms, p95 {p95:.0f} ms")
+    tell("", f"p50 {p50:.0f} ms, p95 {p95:.0f} ms for one client alone")
 
 
 def _percentiles(outcomes: Sequence[Outcome]) -> tuple[float, float]:
@@ -208,7 +206,7 @@ async def score(addresses: Addresses, held_out: digits.Digits, truth: Truth) -> 
     text = next(c for c in cases if c.model == "minilm" and len(c.rows) == 1)
     async with AsyncClient(",".join(addresses.api_urls), key) as client:
         loading = await run_cases(client, [single, text], 1)
-        console.print(f"first    both models loaded and ran within {sum(o.latency_s for o in loading):.1f} s")
+        tell("first", f"both models loaded and ran within {sum(o.latency_s for o in loading):.1f} s")
         columns = (TextColumn("running"), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             task = progress.add_task("", total=len(cases))
@@ -221,11 +219,9 @@ async def score(addresses: Addresses, held_out: digits.Digits, truth: Truth) -> 
     compared = [compare(outcome, truth) for outcome in [*loading, *outcomes, *alone]]
     wrong = [why for _, why in compared if why]
     for why in wrong[:10]:
-        console.print(f"[red]wrong[/]    {why}", soft_wrap=True)
-    values = f"largest difference {max(d for d, _ in compared):.1g}, allowed {TOLERANCE:g}"
-    console.print(
-        f"checked  {len(compared) - len(wrong)} of {len(compared)} jobs equal ONNX Runtime called directly: {values}"
-    )
+        tell("wrong", why)
+    tell("checked", f"{len(compared) - len(wrong)} of {len(compared)} jobs equal ONNX Runtime called directly")
+    tell("", f"largest difference {max(d for d, _ in compared):.1g}, allowed {TOLERANCE:g}")
     return not wrong
 
 
@@ -236,17 +232,15 @@ def start(folder: Path) -> tuple[Addresses, digits.Digits, Truth]:
         building = other.submit(build_models, folder / "built")
         addresses = stack.up(folder, detach=True)
         held_out, truth = building.result()
-    console.print(f"up       PostgreSQL, Valkey, API, worker, scheduler, Flower in {time.perf_counter() - began:.1f} s")
-    console.print(f"         API {' '.join(addresses.api_urls)}   Flower {addresses.flower_url}")
+    tell("up", f"PostgreSQL, Valkey, API, worker, scheduler, Flower in {time.perf_counter() - began:.1f} s")
+    tell("", f"API {' '.join(addresses.api_urls)}   Flower {addresses.flower_url}")
     store = open_store(addresses.database_url, connections=1)
     try:
         for name, policy in POLICIES.items():
             spec = import_model(
                 folder / "models", name, folder / "built" / name, store.catalogue.register_model, policy
             )
-            console.print(
-                f"model    {spec.ref}, {spec.size_bytes / 1e6:.2f} MB, up to {spec.policy.max_batch_size} rows a pass"
-            )
+            tell("model", f"{spec.ref}, {spec.size_bytes / 1e6:.2f} MB, up to {spec.policy.max_batch_size} rows a pass")
     finally:
         store.close()
     return addresses, held_out, truth
@@ -260,25 +254,23 @@ def main() -> int:
     os.environ |= {"BATCHLINE_PORT": "0", "BATCHLINE_FLOWER_PORT": "0", "BATCHLINE_MODELS": str(folder / "models")}
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
-    good = False
+    code = 1
     try:
         addresses, held_out, truth = start(folder)
-        good = asyncio.run(score(addresses, held_out, truth))
+        code = 0 if asyncio.run(score(addresses, held_out, truth)) else 1
     except KeyboardInterrupt:
-        console.print("stopped  by request")
-        return 130
+        code = 130
     except BatchlineError as e:
-        console.print(f"[red]failed[/]   {e.detail}", soft_wrap=True)
+        tell("failed", e.detail)
     finally:
         with console.status("stopping …"):
             stack.down(folder)
-        if good:
-            shutil.rmtree(folder, ignore_errors=True)
-    if good:
-        console.print(f"done     stopped and cleaned up; {time.perf_counter() - began:.0f} s in all")
-    else:
-        console.print(f"[red]failed[/]   the logs are in {folder / 'logs'}")
-    return 0 if good else 1
+    if code == 1:
+        tell("failed", f"stopped; the logs are in {folder / 'logs'}")
+        return code
+    shutil.rmtree(folder, ignore_errors=True)
+    tell("done", f"stopped and cleaned up, {time.perf_counter() - began:.0f} s in all")
+    return code
 
 
 def _interrupt(*_: object) -> NoReturn:

@@ -22,7 +22,10 @@ def create(
     folder: Folder = FOLDER,
     as_json: Json = False,
 ) -> None:
-    """Create a key that may submit and read, and print it; it cannot be shown again."""
+    """Create a key and print it, the only time.
+
+    It may submit and read, unless --scope says otherwise.
+    """
     from batchline.store.catalogue import new_key
 
     scopes = tuple(scope or ("submit", "read"))

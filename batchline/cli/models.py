@@ -76,7 +76,9 @@ def import_model(
     folder: Folder = FOLDER,
     as_json: Json = False,
 ) -> None:
-    """Check an ONNX model and add it to the repository (BATCHLINE_MODELS, else ./models) and to the catalogue.
+    """Check an ONNX model and add it as a new version.
+
+    It goes into the repository (BATCHLINE_MODELS, else ./models) and into the catalogue.
 
     The options are what model.toml says in the folder; given ones are written over it. Needs the database, not the API.
     """

@@ -98,5 +98,6 @@ def seconds(value: float) -> str:
     """A duration for people: `0.4 s`, `3 min`, `2 h`, `5 d`."""
     for limit, size, unit in ((90.0, 1.0, "s"), (5400.0, 60.0, "min"), (172_800.0, 3600.0, "h")):
         if value < limit:
-            return f"{value / size:.1f} {unit}" if value < 10 else f"{value / size:.0f} {unit}"
+            amount = value / size
+            return f"{amount:.1f} {unit}" if amount < 10 else f"{amount:.0f} {unit}"
     return f"{value / 86400.0:.0f} d"

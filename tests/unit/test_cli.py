@@ -1,0 +1,235 @@
+"""The command line: its manners, and what doctor thinks of what it sees."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from batchline import cli
+from batchline.cli import doctor, installation, output
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+EXEC = ("api", "worker", "scheduler", "autoscaler")
+"""Commands that become another process; they have nothing to tell."""
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder, no variables, and an address where nobody listens."""
+    for name in [n for n in os.environ if n.startswith("BATCHLINE_")] + ["DATABASE_URL", "REDIS_URL"]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BATCHLINE_URL", "http://127.0.0.1:1")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Run a command in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["batchline", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command that does something, with its words."""
+    for name, child in getattr(command, "commands", {}).items():
+        if getattr(child, "commands", None):
+            yield from leaves(child, (*path, name))
+        else:
+            yield (*path, name), child
+
+
+LEAVES = dict(leaves(typer.main.get_command(cli.app)))
+
+
+def test_every_command_takes_json() -> None:
+    """--json on every command that tells something."""
+    without = [path for path, c in LEAVES.items() if "--json" not in {o for p in c.params for o in p.opts}]
+    assert without == [(name,) for name in EXEC if (name,) in LEAVES]
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=" ".join)
+def test_every_command_says_what_it_does(path: tuple[str, ...]) -> None:
+    """A sentence in --help, short enough not to be cut in the list of commands."""
+    first = (LEAVES[path].help or "").strip().splitlines()[0]
+    assert first.endswith(".")
+    assert len(first) <= 62
+
+
+def test_help_loads_no_library_it_does_not_need() -> None:
+    """`batchline --help` answers at once: no rich, httpx, sqlalchemy, celery, numpy."""
+    heavy = "{'rich', 'httpx', 'sqlalchemy', 'celery', 'redis', 'numpy', 'alembic', 'onnxruntime'}"
+    code = f"""
+import atexit, sys
+from batchline import cli
+atexit.register(lambda: print({heavy} & set(sys.modules), file=sys.stderr))
+sys.argv = ["batchline", "--help"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "set()"
+    assert "submit" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("submit", "digits"),
+        ("submit", "digits", "--rows", "{}"),
+        ("submit", "digits", "--rows", "[1,"),
+        ("submit", "digits", "--rows", "[1]", "--priority", "10"),
+        ("jobs", "--status", "lost"),
+        ("wait",),
+        ("models", "import", "digits", "no-such-file.onnx"),
+        ("no-such-command",),
+        ("up", "--apis", "0"),
+    ],
+)
+def test_wrong_usage_ends_with_2(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was typed wrong is told on stderr, and nothing is done."""
+    assert run(monkeypatch, *arguments) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "Usage: batchline" in told.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("keys", "list"), "start one with `batchline up`, or set DATABASE_URL"),
+        (("migrate",), "start one with `batchline up`, or set DATABASE_URL"),
+        (("status",), "nothing runs in .batchline; start it with `batchline up`"),
+        (("init", "secrets", "no-such-folder"), "is no-such-folder there, and ours to write?"),
+    ],
+)
+@pytest.mark.parametrize("json", [(), ("--json",)])
+def test_what_cannot_be_done_ends_with_1_and_a_sentence(
+    arguments: tuple[str, ...],
+    said: str,
+    json: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What, to what, and what next; never a traceback; stdout stays clean."""
+    assert run(monkeypatch, *arguments, *json) == 1
+    told = capsys.readouterr()
+    if arguments == ("status",) and json:
+        assert '"running":false' in told.out
+        return
+    assert told.out == ""
+    assert said in told.err
+    assert "Traceback" not in told.err
+
+
+def test_a_server_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """An unreachable API does not make `wait` wait for ever."""
+    from batchline.client import Client
+
+    monkeypatch.setattr("batchline.cli.jobs.open_client", lambda: Client(timeout_s=0.2))
+    assert run(monkeypatch, "wait", "job_x") == 1
+    assert "http://127.0.0.1:1 cannot be reached" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "module"), [(n, {"worker": "workers"}.get(n, n)) for n in EXEC])
+def test_a_process_is_become_and_not_started(name: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command gives its pid to the process, so that signals reach it; -P keeps the user's folders out."""
+    called: list[list[str]] = []
+
+    def execv(_path: str, arguments: list[str]) -> None:
+        called.append(arguments)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(os, "execv", execv)
+    assert run(monkeypatch, name) == 0
+    assert called == [[sys.executable, "-P", "-m", module]]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.04, "0.0 s"), (12.3, "12 s"), (120, "2.0 min"), (7200, "2.0 h"), (400_000, "5 d")]
+)
+def test_durations_are_for_people(value: float, shown: str) -> None:
+    assert output.seconds(value) == shown
+
+
+def test_a_stranger_in_our_packages_is_named() -> None:
+    """Another `scheduler` from PyPI overwrites ours; so does a folder on the path."""
+
+    def here(name: str) -> Path:
+        return Path("/site") / name
+
+    assert installation.packages(here, {"batchline": ["batchline"], "numpy": ["numpy"]}).well
+    stranger = installation.packages(here, {"scheduler": ["scheduler", "batchline"]})
+    assert not stranger.well
+    assert "scheduler has written into our package scheduler" in stranger.detail
+    shadowed = installation.packages(lambda n: Path("/home/api") if n == "api" else here(n), {})
+    assert (shadowed.well, "api is taken from /home/api" in shadowed.detail) == (False, True)
+    missing = installation.packages(lambda n: None if n == "workers" else here(n), {})
+    assert "workers is missing" in missing.detail
+
+
+def test_our_five_names_are_ours() -> None:
+    """In this very environment: nobody else has installed api, workers, scheduler or autoscaler."""
+    assert [f.detail for f in installation.examine() if not f.well] == []
+
+
+def test_two_runtimes_are_broken() -> None:
+    """onnxruntime and onnxruntime-gpu write the same files."""
+    assert not installation.runtime(["onnxruntime", "onnxruntime-gpu"]).well
+    assert installation.runtime([]).well
+
+
+def test_an_old_python_is_not_well() -> None:
+    assert [installation.python(v).well for v in ((3, 10, 9), (3, 11, 0), (3, 14, 1))] == [False, True, True]
+
+
+@pytest.mark.parametrize(("away_s", "well"), [(0.0, True), (1.9, True), (2.5, False), (-2.5, False), (-1.0, True)])
+def test_a_clock_far_from_the_databases_is_not_well(away_s: float, well: bool) -> None:
+    """Leases stand on the database's clock; people read ours."""
+    assert doctor.clock(NOW + timedelta(seconds=away_s), NOW, NOW).well is well
+
+
+def test_a_slow_answer_is_no_skew() -> None:
+    """The database's clock was read somewhere between our two readings."""
+    assert doctor.clock(NOW + timedelta(seconds=5), NOW, NOW + timedelta(seconds=9)).well
+
+
+@pytest.mark.parametrize(
+    ("jobs", "oldest_s", "well"), [(0, None, True), (5000, 10.0, True), (3, 90.0, False), (0, 90.0, True)]
+)
+def test_old_work_is_a_symptom(jobs: int, oldest_s: float | None, well: bool) -> None:
+    """A long queue that moves is well; a job that waits for a minute is not."""
+    assert doctor.queue(jobs, oldest_s).well is well
+
+
+def test_a_patient_that_cannot_be_looked_at_does_not_end_the_visit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One part's surprise is that part's finding."""
+
+    def surprise(*_: object) -> Iterator[installation.Finding]:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr(doctor, "redis", surprise)
+    monkeypatch.setattr(doctor, "_ASK_S", 0.1)
+    findings = {f.part: f for f in doctor.examine(tmp_path)}
+    assert "RuntimeError: boom" in findings["redis"].detail
+    assert not findings["api"].well
+    assert all(f.advice for f in findings.values() if not f.well)
+
+
+def test_everything_wrong_with_the_settings_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Doctor does not stumble over what it is asked to find."""
+    monkeypatch.setenv("BATCHLINE_LEASE_S", "soon")
+    findings = list(doctor.examine(tmp_path))
+    assert findings[-1].part == "settings"
+    assert "BATCHLINE_LEASE_S" in findings[-1].detail
