@@ -101,7 +101,6 @@ def build_models(folder: Path) -> tuple[digits.Digits, Truth]:
 def _run_each(folder: Path, feeds: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
     import onnxruntime
 
-    onnxruntime.disable_telemetry_events()
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     results = [session.run(None, feed) for feed in feeds]
@@ -252,6 +251,7 @@ def main() -> int:
     for name in [n for n in os.environ if n.startswith("BATCHLINE_")] + ["DATABASE_URL", "REDIS_URL"]:
         os.environ.pop(name, None)  # the demo is a world of its own
     os.environ |= {"BATCHLINE_PORT": "0", "BATCHLINE_FLOWER_PORT": "0", "BATCHLINE_MODELS": str(folder / "models")}
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # ONNX Runtime reports to its maker otherwise, and leaves a file behind
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     code = 1
