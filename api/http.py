@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from litestar.response.base import ASGIResponse
-from litestar.types import Receive
+from litestar.types import Receive, Scope, Send
 
 from batchline.errors import MalformedError, TooLargeError, UnsupportedMediaError
 
@@ -87,8 +87,32 @@ def _too_large(limit: int) -> TooLargeError:
     return TooLargeError(f"The body is larger than {limit} bytes; send fewer rows in each job.")
 
 
-def answer(
-    status: int, body: bytes, headers: Mapping[str, str] | None = None, *, media_type: str = JSON
-) -> ASGIResponse:
+class Answer(ASGIResponse):
+    """A finished answer: its headers and body as they go out, none of them looked at again.
+
+    Litestar's own takes a tenth of a millisecond to look through a handful of headers, and this is the hot path.
+    """
+
+    def __init__(self, status: int, body: bytes, headers: Mapping[str, str], media_type: str) -> None:
+        self._start: Any = {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [
+                (b"content-type", media_type.encode("latin-1")),
+                (b"content-length", b"%d" % len(body)),
+                *((name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()),
+            ],
+        }
+        self._body: Any = {"type": "http.response.body", "body": body}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        await send(self._start)
+        await send(self._body)
+
+
+_NONE: Mapping[str, str] = {}
+
+
+def answer(status: int, body: bytes, headers: Mapping[str, str] = _NONE, *, media_type: str = JSON) -> Answer:
     """A finished answer."""
-    return ASGIResponse(body=body, status_code=status, media_type=media_type, headers=dict(headers or {}))
+    return Answer(status, body, headers, media_type)

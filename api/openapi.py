@@ -281,6 +281,6 @@ def handlers(max_rows: int) -> list[HTTPRouteHandler]:
         return answer(200, as_json)
 
     async def docs() -> ASGIResponse:
-        return answer(200, as_html, media_type="text/html")
+        return answer(200, as_html, media_type="text/html; charset=utf-8")
 
     return [get("/openapi.json", name="openapi")(openapi), get("/docs", name="docs")(docs)]

@@ -52,6 +52,7 @@ def serve(api: Api, host: str, port: int) -> Server:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=GRACE_S,
     )

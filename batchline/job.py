@@ -13,7 +13,8 @@ State chart (ages by the database's clock; terminal statuses have no way out):
 from __future__ import annotations
 
 import base64
-import secrets
+import os
+import random
 import time
 import uuid
 from dataclasses import dataclass
@@ -86,11 +87,15 @@ def is_legal(source: Status, target: Status) -> bool:
 
 _ID_LENGTH = 26
 
+# Ids need to be unique, not secret: seeded by the system once, and anew after a fork. Nobody else can seed it.
+_random = random.Random()
+os.register_at_fork(after_in_child=_random.seed)
+
 
 def new_job_id() -> uuid.UUID:
     """A UUIDv7 (RFC 9562): 48 bits of milliseconds, then random; sorts by time of creation."""
     ms = time.time_ns() // 1_000_000
-    value = (ms & (2**48 - 1)) << 80 | 0x7 << 76 | secrets.randbits(12) << 64 | 0b10 << 62 | secrets.randbits(62)
+    value = (ms & (2**48 - 1)) << 80 | 0x7 << 76 | _random.getrandbits(12) << 64 | 0b10 << 62 | _random.getrandbits(62)
     return uuid.UUID(int=value)
 
 
