@@ -20,10 +20,10 @@ from api.ops import Health
 from api.services import Services
 from api.shapes import job_json
 from batchline.errors import (
-    JobTimeoutError,
     ModelError,
     ResultExpiredError,
     RowError,
+    TimedOutError,
 )
 from batchline.job import TERMINAL, JobView, Status, show_id
 from batchline.metrics import SUBMITTED
@@ -160,9 +160,9 @@ def _raise_unless_whole(view: JobView) -> None:
         return
     name = show_id(view.id)
     if view.status not in TERMINAL:
-        raise JobTimeoutError(f"{name} has not ended yet; read it from /v1/jobs/{name}.")
+        raise TimedOutError(f"{name} has not ended yet; read it from /v1/jobs/{name}.")
     if view.status in (Status.CANCELLED, Status.EXPIRED):
-        raise JobTimeoutError(f"{name} has {view.status.value} before it was run.")
+        raise TimedOutError(f"{name} has {view.status.value} before it was run.")
     if view.code in _BLAMELESS:
         raise ModelError(f"{name} failed: {view.code}.")
     errors: list[dict[str, Any]] = msgspec.json.decode(view.errors) if view.errors else []

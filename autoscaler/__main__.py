@@ -1,34 +1,70 @@
-"""`python -m autoscaler`: every few seconds, one line a pool: what is seen, what is wanted, and why."""
+"""`python -m autoscaler`: every few seconds, one line a pool: what is seen, what is wanted, and why.
+
+`python -m autoscaler status [--json]` tells it once and ends.
+"""
 
 from __future__ import annotations
 
 import collections
+import json
 import logging
+import math
 import signal
 import sys
 import threading
 
 from autoscaler.observe import observe
-from autoscaler.policy import Limits, decide
+from autoscaler.policy import Decision, Limits, Signals, decide
 from batchline import logs, settings
 from batchline.clock import SystemClock
 from batchline.errors import BatchlineError
-from batchline.store import migrations, open_store
+from batchline.store import Store, migrations, open_store
 
 log = logging.getLogger("autoscaler")
 EVERY_S = 5.0
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     config = settings.load(needs=("database_url",))
     logs.configure(level=config.log_level)
     migrations.check(config.database_url)
     store = open_store(config.database_url, connections=1)
+    if arguments[:1] == ["status"]:
+        print(_status(store, as_json="--json" in arguments))
+    else:
+        _advise(store)
+    store.close()
+    return 0
+
+
+def _facts(pool: str, seen: Signals, decision: Decision) -> dict[str, object]:
+    return {
+        "pool": pool,
+        "queued_rows": seen.queued_rows,
+        "oldest_age_s": round(seen.oldest_age_s, 1),
+        "workers": seen.workers,
+        "desired": decision.desired,
+        "reason": decision.reason,
+    }
+
+
+def _status(store: Store, *, as_json: bool) -> str:
+    found = [_facts(pool, seen, decide(seen, Limits(), [], 0.0)) for pool, seen in observe(store).items()]
+    if as_json:
+        return json.dumps({"pools": found})
+    lines = [
+        f"pool {f['pool']}: {f['workers']} workers, {f['desired']} wanted ({f['reason']}); "
+        f"the oldest of {f['queued_rows']} queued rows waits for {f['oldest_age_s']} s"
+        for f in found
+    ]
+    return "\n".join(lines) or "no workers and nothing queued"
+
+
+def _advise(store: Store) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
-    clock = SystemClock()
-    limits = Limits()
+    clock, limits = SystemClock(), Limits()
     wanted: dict[str, collections.deque[tuple[float, int]]] = collections.defaultdict(
         lambda: collections.deque(maxlen=1000)
     )
@@ -37,26 +73,15 @@ def main() -> int:
             for pool, seen in observe(store).items():
                 now = clock.monotonic()
                 decision = decide(seen, limits, wanted[pool], now)
-                wanted[pool].append((now, -(-seen.queued_rows // limits.rows_per_worker)))
-                log.info(
-                    "advice",
-                    extra={
-                        "pool": pool,
-                        "queued_rows": seen.queued_rows,
-                        "workers": seen.workers,
-                        "desired": decision.desired,
-                        "reason": decision.reason,
-                    },
-                )
+                wanted[pool].append((now, math.ceil(seen.queued_rows / limits.rows_per_worker)))
+                log.info("advice", extra=_facts(pool, seen, decision))
         except BatchlineError as e:
             log.warning("cannot observe", extra={"error": e.detail})
         stop.wait(EVERY_S)
-    store.close()
-    return 0
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        sys.exit(main(sys.argv[1:]))
     except BatchlineError as e:
         sys.exit(f"autoscaler: {e.detail}")

@@ -101,12 +101,6 @@ class AlreadyEndedError(BatchlineError):
     code = "already_ended"
 
 
-class JobTimeoutError(BatchlineError):
-    """The job had no result in the time that the request could wait for it."""
-
-    code = "timeout"
-
-
 class ResultExpiredError(BatchlineError):
     """The job is known and its result has been pruned."""
 
@@ -174,7 +168,7 @@ class UnreachableError(RetryableError):
 
 
 class TimedOutError(RetryableError):
-    """What the client waited for has not come in the time it gave; it may still come."""
+    """What was waited for has not come in the time that was given; it may still come."""
 
     code = "timed_out"
 
@@ -197,7 +191,6 @@ HTTP_STATUS: dict[type[BatchlineError], int] = {
     ConflictError: 409,
     KeyReusedError: 422,
     AlreadyEndedError: 409,
-    JobTimeoutError: 504,
     ResultExpiredError: 410,
     TooLargeError: 413,
     UnsupportedMediaError: 415,

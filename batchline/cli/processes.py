@@ -8,13 +8,14 @@ from typing import NoReturn
 
 import typer
 
-from batchline.cli.output import Json, group, tell_json
-from batchline.cli.places import open_client
+from batchline.cli.output import Json, group
+from batchline.cli.places import load_settings
 
 
-def _become(module: str) -> NoReturn:
+def _become(module: str, *arguments: str, database_url: str = "") -> NoReturn:
     # -P: a folder `api/` where the command is typed must not be taken for ours.
-    os.execv(sys.executable, [sys.executable, "-P", "-m", module])  # noqa: S606 - no shell is the point
+    known = {"DATABASE_URL": database_url} if database_url else {}
+    os.execve(sys.executable, [sys.executable, "-P", "-m", module, *arguments], os.environ | known)  # noqa: S606 - no shell is the point
 
 
 def api() -> None:
@@ -43,19 +44,13 @@ autoscaler = group("Run the autoscaler here, or ask it.", alone=True)
 
 @autoscaler.callback()
 def run_autoscaler(context: typer.Context) -> None:
-    """Run the autoscaler here; `autoscaler status` asks what it decided last."""
+    """Run the autoscaler here; `autoscaler status` says what it would do now."""
     if context.invoked_subcommand is None:
         _become("autoscaler")
 
 
 @autoscaler.command()
 def status(*, as_json: Json = False) -> None:
-    """What the autoscaler saw and decided last, and why."""
-    with open_client() as client:
-        answer = client.request("GET", "/v1/autoscaler")
-    if not as_json:
-        import msgspec
-
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(answer)).decode() + "\n")
-    else:
-        tell_json(answer)
+    """What the queue looks like now, how many workers are wanted, and why; asks the database."""
+    found = load_settings()
+    _become("autoscaler", "status", *(["--json"] if as_json else []), database_url=found.database_url)

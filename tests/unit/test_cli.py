@@ -145,11 +145,11 @@ def test_a_process_is_become_and_not_started(name: str, module: str, monkeypatch
     """The command gives its pid to the process, so that signals reach it; -P keeps the user's folders out."""
     called: list[list[str]] = []
 
-    def execv(_path: str, arguments: list[str]) -> None:
+    def execve(_path: str, arguments: list[str], _environ: object) -> None:
         called.append(arguments)
         raise SystemExit(0)
 
-    monkeypatch.setattr(os, "execv", execv)
+    monkeypatch.setattr(os, "execve", execve)
     assert run(monkeypatch, name) == 0
     assert called == [[sys.executable, "-P", "-m", module]]
 
