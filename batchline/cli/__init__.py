@@ -33,7 +33,7 @@ def main() -> None:
     # A library's warning on stderr is no help to whoever typed a command; `tell_error` speaks for all.
     logging.getLogger().addHandler(logging.NullHandler())
     try:
-        app()
+        app(prog_name="batchline")
     except BatchlineError as e:
         tell_error(e)
         sys.exit(1)

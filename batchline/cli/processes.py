@@ -51,6 +51,6 @@ def run_autoscaler(context: typer.Context) -> None:
 
 @autoscaler.command()
 def status(*, as_json: Json = False) -> None:
-    """What the queue looks like now, how many workers are wanted, and why; asks the database."""
+    """How many workers the queue wants now, and why."""
     found = load_settings()
     _become("autoscaler", "status", *(["--json"] if as_json else []), database_url=found.database_url)
