@@ -53,7 +53,7 @@ def test_a_hung_redis_does_not_slow_a_submit(database_url: str) -> None:
 
 @pytest.fixture
 def own_postgres() -> Iterator[PostgresServer]:
-    with ephemeral_postgres() as server:
+    with ephemeral_postgres(durable=True) as server:  # a forgetful one loses the schema when it is killed
         migrate(server.url)
         yield server
 
