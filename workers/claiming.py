@@ -6,7 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from batchline.errors import StoreUnavailableError
 from batchline.job import ClaimedJob, Lane
@@ -18,8 +18,16 @@ log = logging.getLogger("workers")
 
 _HEADS_S = 0.05
 """So long is an answer about the heads of the queues good enough to choose by."""
-_FLOOR_S = 0.5
-"""So often is the queue looked at from its very beginning: jobs that come back have old ranks."""
+_WHOLE_S = 0.5
+"""So often is a queue looked at from its very beginning: jobs that come back, and urgent ones, have old ranks."""
+_CHEAP_S = 0.01
+"""A look at the whole that takes longer than this is dear: something keeps vacuum from removing dead entries (a
+snapshot held open, a long dump), and each look reads all of them."""
+_DEAR_SHARE_BUSY = 0.02
+_DEAR_SHARE_EMPTY = 0.1
+"""Dear looks at the whole may take these shares of the time, while there is other work and while there is none."""
+_SLACK_US = 200_000
+"""By how much of rank a job may be committed after those behind it."""
 _LOADED_BONUS_US = 1_000_000
 """By how much of rank a loaded model goes before one that must be loaded first."""
 _DOUBT_S = 60.0
@@ -59,6 +67,40 @@ class Gathered:
     more: bool
 
 
+@dataclass(slots=True)
+class _Known:
+    """What is known of the queues of one lane. Floors spare the dead entries of what was claimed before."""
+
+    heads: list[Head] = field(default_factory=list[Head])
+    at: float = 0.0
+    lowest: int = 0
+    """The floor of a look at the heads."""
+    floors: dict[int, int] = field(default_factory=dict[int, int])
+    """Those of claims, by model: never above a head that was seen."""
+    whole_at: float = 0.0
+    whole_s: tuple[float, float] = (0.0, 0.0)
+    """What the last two looks at the whole took; the quicker counts, since a busy machine only ever adds."""
+
+    def may_look(self, now: float, *, busy: bool) -> bool:
+        """Whether it is time for a look at the whole."""
+        dear_s = max(0.0, min(self.whole_s) - _CHEAP_S)
+        wait_s = _WHOLE_S + dear_s / _DEAR_SHARE_BUSY if busy else dear_s / _DEAR_SHARE_EMPTY
+        return now - self.whole_at > wait_s
+
+    def note(self, heads: list[Head], started: float, *, whole: bool) -> None:
+        """Keep an answer about the heads, and what follows from it for the floors."""
+        self.at = time.monotonic()
+        self.heads = heads
+        if whole:
+            self.whole_at, self.whole_s = self.at, (self.whole_s[1], self.at - started)
+        normal = [h for h in heads if not h.suspect]
+        if normal:
+            lowest = min(h.rank for h in normal) - _SLACK_US
+            self.lowest = lowest if whole else max(self.lowest, lowest)
+        for h in normal:
+            self.floors[h.model_id] = h.rank - _SLACK_US if whole else min(self.floors.get(h.model_id, 0), h.rank)
+
+
 class Claimer:
     """Used under the slot only: one thread at a time."""
 
@@ -66,10 +108,7 @@ class Claimer:
         self._claims = claims
         self._pool = pool
         self._held = held
-        self._heads: dict[Lane, tuple[float, list[Head]]] = {}
-        self._whole_at = 0.0
-        self._lowest = 0
-        self._floors: dict[tuple[int, Lane], tuple[int, float]] = {}
+        self._known = {lane: _Known() for lane in Lane}
         self._suspect_last = False
         self._doubt_until = 0.0
         self._reconciled_at = 0.0
@@ -79,9 +118,10 @@ class Claimer:
     ) -> Head | None:
         """The head to serve next; suspects and normal work take turns."""
         self._sort_out(worker_id)
-        at, heads = self._heads.get(lane, (0.0, []))
-        if not heads or time.monotonic() - at > _HEADS_S:
-            heads = self._ask(lane)
+        known = self._known[lane]
+        if not known.heads or time.monotonic() - known.at > _HEADS_S:
+            self._ask(lane, known)
+        heads = known.heads
         normal = preferred([h for h in heads if not h.suspect], is_loaded, may_load=may_load)
         suspect = preferred([h for h in heads if h.suspect], is_loaded, may_load=may_load)
         chosen = normal if suspect is None or (normal is not None and self._suspect_last) else suspect
@@ -90,25 +130,21 @@ class Claimer:
 
     def others_wait(self, lane: Lane, model_id: int) -> bool:
         """Whether, at the last look, other models or suspects had work too."""
-        return any(h.suspect or h.model_id != model_id for h in self._heads.get(lane, (0.0, []))[1])
+        return any(h.suspect or h.model_id != model_id for h in self._known[lane].heads)
 
-    def _ask(self, lane: Lane) -> list[Head]:
+    def _ask(self, lane: Lane, known: _Known) -> None:
+        """Look at the heads, from the floor or from the very beginning."""
         now = time.monotonic()
-        whole = now - self._whole_at > _FLOOR_S
-        heads = self._claims.heads(self._pool, lane, floor=0 if whole else self._lowest)
-        if not heads and not whole and self._lowest:
-            whole, heads = True, self._claims.heads(self._pool, lane)
-        if whole:
-            self._whole_at = now
-            self._lowest = min((h.rank for h in heads if not h.suspect), default=0)
-        self._heads[lane] = (now, heads)
-        return heads
+        whole = not known.lowest or known.may_look(now, busy=True)
+        known.note(self._claims.heads(self._pool, lane, floor=0 if whole else known.lowest), now, whole=whole)
+        if not known.heads and not whole and known.may_look(now := time.monotonic(), busy=False):
+            known.note(self._claims.heads(self._pool, lane), now, whole=True)
 
     def take(self, worker_id: uuid.UUID, head: Head, lane: Lane, *, rows: int) -> list[ClaimedJob]:
         """Take jobs of a model that is not loaded; raises as `claim` does."""
         if head.suspect:
             return self.claim_suspect(worker_id, head.model_id)
-        self._heads.clear()
+        self._forget()
         return self._guarded(lambda: self._claims.claim(worker_id, head.model_id, lane, rows=rows)).jobs
 
     def claim(self, worker_id: uuid.UUID, model: LoadedModel, lane: Lane, *, rows: int) -> Claim:
@@ -117,17 +153,11 @@ class Claimer:
         Raises:
             StoreUnavailableError: jobs may be ours without our knowledge; later calls sort that out.
         """
-        key = (model.id, lane)
-        now = time.monotonic()
-        floor, whole_at = self._floors.get(key, (0, 0.0))
-        if now - whole_at > _FLOOR_S:
-            floor = 0
+        floors = self._known[lane].floors
+        floor = floors.get(model.id, 0)
         claim = self._guarded(lambda: self._claims.claim(worker_id, model.id, lane, rows=rows, floor=floor))
-        if not claim.jobs and floor:
-            floor = 0
-            claim = self._guarded(lambda: self._claims.claim(worker_id, model.id, lane, rows=rows))
-        self._floors[key] = (claim.first_rank, whole_at if floor else now)
         if claim.jobs:
+            floors[model.id] = max(floor, claim.first_rank)
             CLAIMED.labels(model.spec.ref).inc(len(claim.jobs))
         else:
             self._strike(lane, model.id)
@@ -135,7 +165,7 @@ class Claimer:
 
     def claim_suspect(self, worker_id: uuid.UUID, model_id: int) -> list[ClaimedJob]:
         """Take the model's first suspect, if it is still there; raises as `claim` does."""
-        self._heads.clear()
+        self._forget()
         return self._guarded(lambda: self._claims.claim_suspect(worker_id, model_id)).jobs
 
     def doubt(self) -> None:
@@ -146,8 +176,13 @@ class Claimer:
         """The model's queue is empty: forget its head. One that was merely emptied is worth a try while the look lasts:
         the next nudge is likely to be for the same model, and saves a question.
         """
-        at, heads = self._heads.get(lane, (0.0, []))
-        self._heads[lane] = (at, [h for h in heads if h.suspect or h.model_id != model_id])
+        known = self._known[lane]
+        known.heads = [h for h in known.heads if h.suspect or h.model_id != model_id]
+
+    def _forget(self) -> None:
+        """The heads are not what they were: look anew before the next choice."""
+        for known in self._known.values():
+            known.heads = []
 
     def _guarded(self, ask: Callable[[], Claim]) -> Claim:
         try:
