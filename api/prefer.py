@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 MAX_WAIT_S = 60
 
-_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_QUOTED = r'"(?:[^"\\]|\\.)*"'
-_WORD = rf"{_NAME}|{_QUOTED}"
-_PREFERENCE = re.compile(
-    rf"\s*({_NAME})\s*(?:=\s*({_WORD})?)?\s*(?:;\s*(?:{_NAME}\s*(?:=\s*(?:{_WORD})?)?)?\s*)*(?:,|$)"
-)
+_PIECE = re.compile(r'"(?:[^"\\]|\\.)*"|[,;]|[^",;]+|"')
+_MAX_LENGTH = 1000
+"""A longer header prefers nothing; no client needs it."""
 
 
 class Preferences(NamedTuple):
@@ -35,24 +33,31 @@ def parse(header: bytes | None) -> Preferences:
 
     The first `wait` counts (RFC 7240, section 2); more than 60 s is taken as 60; what cannot be read is not preferred.
     """
-    if not header:
+    if not header or len(header) > _MAX_LENGTH:
         return NONE
     wait_s: int | None = None
     respond_async = False
-    text = header.decode("latin-1")
-    at = 0
-    while at < len(text):
-        match = _PREFERENCE.match(text, at)
-        if match is None:
-            comma = text.find(",", at)
-            if comma < 0:
-                break
-            at = comma + 1
-            continue
-        at = max(match.end(), at + 1)
-        name, value = match.group(1).lower(), (match.group(2) or "").strip('"')
+    for preference in _preferences(header.decode("latin-1")):
+        name, _, value = preference.partition("=")
+        name, value = name.strip().lower(), value.strip()
+        if len(value) > 1 and value[0] == value[-1] == '"':
+            value = value[1:-1]
         if name == "respond-async":
             respond_async = True
         elif name == "wait" and wait_s is None:
-            wait_s = min(int(value), MAX_WAIT_S) if value.isascii() and value.isdigit() and len(value) < 10 else 0
+            wait_s = min(int(value), MAX_WAIT_S) if value.isascii() and value.isdigit() else 0
     return Preferences(wait_s or 0, respond_async)
+
+
+def _preferences(text: str) -> Iterator[str]:
+    """Each preference without its parameters; commas and semicolons in quotes do not divide."""
+    preference, in_parameters = "", False
+    for piece in _PIECE.findall(text):
+        if piece == ",":
+            yield preference
+            preference, in_parameters = "", False
+        elif piece == ";":
+            in_parameters = True
+        elif not in_parameters:
+            preference += piece
+    yield preference
