@@ -14,6 +14,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import openapi
 from api.admission import Admission, Limits
+from api.asking import Asking
 from api.auth import Keys
 from api.backlog import Backlog
 from api.catalogue import Models
@@ -32,7 +33,7 @@ from batchline.settings import Settings
 from batchline.store import Store
 
 CLOSE_S = 10.0
-_READ_SLACK_S = 0.5
+_SLACK_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,9 @@ def build(settings: Settings, store: Store, nudger: Nudger, hints: Finished, clo
     """Put one API process together; nothing runs before the application's lifespan begins."""
     clock = clock or SystemClock()
     # Keys, pings, lists and cancels; with commits, reads and refresh that is six connections at most.
-    asking = ThreadPoolExecutor(3, thread_name_prefix="ask")
+    ask = Asking(threads=3, timeout_s=settings.group_wait_s + _SLACK_S)
     parsing = ThreadPoolExecutor(2, thread_name_prefix="parse")
-    models = Models(store.catalogue.models, asking, clock)
+    models = Models(store.catalogue.models, ask, clock)
     backlog = Backlog(
         store.chores,
         store.workers,
@@ -66,15 +67,16 @@ def build(settings: Settings, store: Store, nudger: Nudger, hints: Finished, clo
     services = Services(
         settings=settings,
         store=store,
-        executor=asking,
-        keys=Keys(store.catalogue.find_key, asking, clock),
+        ask=ask,
+        parsing=parsing,
+        keys=Keys(store.catalogue.find_key, ask, clock),
         models=models,
         backlog=backlog,
         admission=Admission(models, backlog, parsing, clock, Limits(settings.max_rows, settings.ttl_default_s)),
         commits=Commits(
             store.jobs.submit, nudger.nudge, wait_s=settings.group_wait_s, limit_bytes=settings.group_bytes
         ),
-        reads=Reads(store.jobs, timeout_s=settings.group_wait_s + _READ_SLACK_S),
+        reads=Reads(store.jobs, timeout_s=settings.group_wait_s + _SLACK_S),
     )
     refresh = Refresh([models.refresh, backlog.refresh])
     health = Health(services)
@@ -88,7 +90,7 @@ def build(settings: Settings, store: Store, nudger: Nudger, hints: Finished, clo
         hints.listen(services.reads.hint)
         yield
         await asyncio.to_thread(_close, services, refresh, nudger, hints)
-        asking.shutdown(wait=False, cancel_futures=True)
+        ask.close()
         parsing.shutdown(wait=False, cancel_futures=True)
 
     litestar = Litestar(

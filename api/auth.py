@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
 
+from api.asking import Asking
 from batchline.clock import Clock
 from batchline.errors import ForbiddenError, UnauthorizedError
 from batchline.store.catalogue import Principal
@@ -20,12 +20,12 @@ _MAX_LENGTH = 512
 class Keys:
     """Principals by Authorization header; used from the event loop only."""
 
-    def __init__(self, find: Callable[[str], Principal | None], executor: Executor, clock: Clock) -> None:
+    def __init__(self, find: Callable[[str], Principal | None], ask: Asking, clock: Clock) -> None:
         self._find = find
-        self._executor = executor
+        self._ask = ask
         self._clock = clock
         self._cached: dict[bytes, tuple[float, Principal | None]] = {}
-        self._asked: dict[bytes, asyncio.Future[Principal | None]] = {}
+        self._asked: dict[bytes, asyncio.Task[Principal | None]] = {}
 
     async def check(self, headers: Mapping[bytes, bytes], scope: str) -> Principal:
         """The caller, who has `scope`.
@@ -54,7 +54,7 @@ class Keys:
             return None
         asked = self._asked.get(header)
         if asked is None:
-            asked = asyncio.get_running_loop().run_in_executor(self._executor, self._find, key.decode("ascii"))
+            asked = asyncio.ensure_future(self._ask(lambda: self._find(key.decode("ascii"))))
             self._asked[header] = asked
             asked.add_done_callback(lambda future: self._remember(header, future))
         return await asyncio.shield(asked)

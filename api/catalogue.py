@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from concurrent.futures import Executor
 
+from api.asking import Asking
 from batchline.clock import Clock
 from batchline.errors import Fault, NotFoundError
 from batchline.model import ModelRecord
@@ -19,9 +18,9 @@ _MISS_S = 0.2
 class Models:
     """Versions by name. `refresh` is for threads; all else is for the event loop."""
 
-    def __init__(self, fetch: Callable[[], list[ModelRecord]], executor: Executor, clock: Clock) -> None:
+    def __init__(self, fetch: Callable[[], list[ModelRecord]], ask: Asking, clock: Clock) -> None:
         self._fetch = fetch
-        self._executor = executor
+        self._ask = ask
         self._clock = clock
         self._versions: dict[str, dict[int, ModelRecord]] = {}
         self._refreshed_at = float("-inf")
@@ -55,7 +54,7 @@ class Models:
         """
         record = self._find(name, version)
         if record is None and self._clock.monotonic() - self._refreshed_at > _MISS_S:
-            await asyncio.get_running_loop().run_in_executor(self._executor, self.refresh)
+            await self._ask(self.refresh)
             record = self._find(name, version)
         if record is not None:
             return record

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import uuid
 from collections.abc import Mapping
@@ -103,8 +102,7 @@ class JobRoutes:
         model = query.get("model")
         if model is not None and "\0" in model:
             raise _bad("/model", "must be the name of a model")
-        views = await asyncio.get_running_loop().run_in_executor(
-            self._s.executor,
+        views = await self._s.ask(
             lambda: self._s.store.jobs.list(
                 principal.tenant_id,
                 status=status,
@@ -118,9 +116,7 @@ class JobRoutes:
     async def cancel(self, request: AnyRequest) -> ASGIResponse:
         principal = await self._s.keys.check(headers_of(request.scope), "submit")
         wanted = parse_id(request.path_params["job_id"])
-        await asyncio.get_running_loop().run_in_executor(
-            self._s.executor, lambda: self._s.store.jobs.cancel(principal.tenant_id, [wanted])
-        )
+        await self._s.ask(lambda: self._s.store.jobs.cancel(principal.tenant_id, [wanted]))
         view = await self._s.reads.read(wanted)
         if view is None or view.tenant_id != principal.tenant_id:
             raise NotFoundError(_NO_JOB)

@@ -35,7 +35,7 @@ class Health:
             raise StoreUnavailableError("This process is about to end.")
         loop = asyncio.get_running_loop()
         if self._asked is None or (self._asked.done() and loop.time() - self._asked_at > _PING_FRESH_S):
-            self._asked = loop.run_in_executor(self._s.executor, self._s.store.db.ping)
+            self._asked = asyncio.ensure_future(self._s.ask(self._s.store.db.ping))
             self._asked_at = loop.time()
         try:
             await asyncio.wait_for(asyncio.shield(self._asked), _PING_WAIT_S)
@@ -79,7 +79,7 @@ class OpsRoutes:
 
     async def workers(self, request: AnyRequest) -> ASGIResponse:
         await self._s.keys.check(headers_of(request.scope), "admin")
-        views = await asyncio.get_running_loop().run_in_executor(self._s.executor, self._s.store.workers.list)
+        views = await self._s.ask(self._s.store.workers.list)
         data = [
             {
                 "id": str(w.id),

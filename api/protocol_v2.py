@@ -128,7 +128,7 @@ class V2Routes:
         if encoding == "identity":
             return raw
         return await asyncio.get_running_loop().run_in_executor(
-            self._s.executor, lambda: encodings.decompress(raw, encoding, limit)
+            self._s.parsing, lambda: encodings.decompress(raw, encoding, limit)
         )
 
     def _answer(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from litestar.types import Receive
 
 from api.admission import Admission
+from api.asking import Asking
 from api.auth import Keys
 from api.backlog import Backlog
 from api.catalogue import Models
@@ -25,7 +26,8 @@ class Services:
 
     settings: Settings
     store: Store
-    executor: Executor
+    ask: Asking
+    parsing: Executor
     keys: Keys
     models: Models
     backlog: Backlog

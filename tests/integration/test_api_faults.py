@@ -63,7 +63,7 @@ def frozen(database_url: str) -> Iterator[None]:
     """Every table is locked: statements hang, new connections do not."""
     with stack.connected(database_url) as connection:
         connection.autocommit = False
-        connection.cursor().execute("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
+        connection.cursor().execute("LOCK TABLE jobs, api_keys, models IN ACCESS EXCLUSIVE MODE")
         yield
         connection.rollback()
 
@@ -72,10 +72,13 @@ def test_a_hung_postgres_is_503_in_time(own_postgres: PostgresServer) -> None:
     """While statements hang, submits and reads are 503 with Retry-After soon after group_wait_s; then all is well."""
     with api_server.running_api(own_postgres.url, "redis://127.0.0.1:1/0", group_wait_s=0.5) as api:
         job_id = api.submit().json()["id"]
-        with frozen(own_postgres.url), ThreadPoolExecutor(4) as many:
+        with frozen(own_postgres.url), ThreadPoolExecutor(8) as many:
             submits = [many.submit(api.submit) for _ in range(3)]
             read = many.submit(api.call, "GET", f"/v1/jobs/{job_id}")
-            for answer in [*submits, read]:
+            listed = many.submit(api.call, "GET", "/v1/jobs")
+            cancelled = many.submit(api.call, "POST", f"/v1/jobs/{job_id}/cancel")
+            new_key = many.submit(api.submit, key=BOB)
+            for answer in [*submits, read, listed, cancelled, new_key]:
                 response = answer.result()
                 assert response.status_code == 503
                 assert int(response.headers["retry-after"]) >= 1
