@@ -18,7 +18,7 @@ GROUP_SIZE = Histogram("batchline_commit_group_jobs", "Jobs per group commit", r
 COMMIT_SECONDS = Histogram("batchline_commit_seconds", "Time of one group commit", registry=REGISTRY, buckets=_SECONDS)
 NUDGES = Counter(
     "batchline_nudges_total",
-    "Nudges, by outcome: sent, marked (one is out already), failed",
+    "Nudges, by outcome: sent, marked (one is out already), enough (nobody takes them), failed",
     ["outcome"],
     registry=REGISTRY,
 )

@@ -54,6 +54,9 @@ class Bench:
         warm_s: load before the measured time of a turn.
         measured_s: measured time of a turn.
         peer_only: measure the peer and leave Batchline out.
+        queued: how many jobs make a long queue.
+        held_s: how long a snapshot is held open.
+        jobs: how many jobs RSS is watched over, after a warm-up of a fifth of them.
     """
 
     digits: Digits
@@ -62,6 +65,9 @@ class Bench:
     warm_s: float = 1.5
     measured_s: float = 5.0
     peer_only: bool = False
+    queued: int = 1_000_000
+    held_s: float = 300.0
+    jobs: int = 100_000
     say: Callable[[str], None] = print
 
     def load(self, side: str, ports: list[int], **more: Any) -> Load:
@@ -72,16 +78,25 @@ class Bench:
 
 @dataclass
 class Goal:
-    """A ratio that must reach, or stay within, a bound."""
+    """A figure, mostly a ratio, that must reach, or stay within, a bound."""
 
     text: str
     value: float
     bound: float
     at_least: bool = True
+    unit: str = "×"
 
     @property
     def met(self) -> bool:
         return self.value >= self.bound if self.at_least else self.value <= self.bound
+
+    @property
+    def must(self) -> str:
+        return f"{'≥' if self.at_least else '≤'} {self.bound:g} {self.unit}"
+
+    @property
+    def reached(self) -> str:
+        return f"{self.value:.2f} {self.unit}"
 
 
 @dataclass
@@ -137,7 +152,13 @@ def _busy_s() -> float:
 
 
 def _brief(sample: Sample) -> str:
-    return f"{sample['jobs_per_s']:.0f} jobs/s, {sample['rows_per_s']:.0f} rows/s, p50 {sample['p50_ms']:.1f} ms"
+    """The figures that say most, of those that the sample has."""
+    words = {"jobs_per_s": "jobs/s", "rows_per_s": "rows/s", "p50_ms": "ms at p50", "mean_ms": "ms on average"}
+    return ", ".join(f"{_figure(sample[key])} {word}" for key, word in words.items() if key in sample)
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.2f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
 @contextlib.contextmanager
@@ -186,20 +207,30 @@ def durability(database_url: str) -> dict[str, str]:
 
 
 def show(facts: dict[str, Any], reports: list[Report], console: Console) -> None:
-    """Print the machine, one table of medians a benchmark, and how each goal came out."""
+    """Print the machine, one table of medians a benchmark, and last how each goal came out."""
     console.print(
         f"\n{facts['cores']} cores of {facts['cpu']}, {facts['memory_gib']} GiB, {facts['system']},"
-        f" Python {facts['python']}, load average before {facts['load_average_before']:.1f}"
+        f" Python {facts['python']}, load average before {facts['load_average_before']:.1f},"
+        f" after {facts['load_average_after']:.1f}"
     )
     console.print(", ".join(f"{name} {version}" for name, version in facts["versions"].items()))
     for report in reports:
         console.print(_table(report))
         for note in report.notes:
-            console.print(f"  {note}")
+            console.print(f"  {note}", markup=False)
+    console.print(goals(reports))
+
+
+def goals(reports: list[Report]) -> Table:
+    """All goals of a run: work, must reach, reached, met or missed."""
+    table = Table(title="goals", title_justify="left")
+    for heading in ("work", "must reach", "reached", ""):
+        table.add_column(heading)
+    for report in reports:
         for goal in report.goals:
-            sign = ("≥" if goal.met else "<") if goal.at_least else ("≤" if goal.met else ">")
             state = "[green]met[/]" if goal.met else "[red]missed[/]"
-            console.print(f"  {state}  {goal.text}: {goal.value:.2f} {sign} {goal.bound:g}")
+            table.add_row(f"{report.name}: {goal.text}", goal.must, goal.reached, state)
+    return table
 
 
 def _table(report: Report) -> Table:
@@ -213,7 +244,8 @@ def _table(report: Report) -> Table:
     )
     for figure in (*report.figures, *stages, *costs, "others_cores"):
         cells = [report.median(s, figure) if figure in report.samples[s][0] else None for s in report.samples]
-        table.add_row(figure, *("" if c is None else f"{c:,.2f}" if c < 100 else f"{c:,.0f}" for c in cells))
+        if any(c is not None for c in cells):
+            table.add_row(figure, *("" if c is None else _figure(c) for c in cells))
     return table
 
 

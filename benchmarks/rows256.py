@@ -20,6 +20,7 @@ from benchmarks.product import product
 SUMMARY = "256-row jobs: rows/s against JSON decode, ONNX Runtime, JSON encode in one process"
 ROWS = 256
 CLIENTS = 16
+STAGES = ("queued", "batch_wait", "predict", "write")
 
 
 class Loop(msgspec.Struct):
@@ -59,6 +60,24 @@ def _in_process(digits: Digits, measured_s: float) -> Sample:
     return orjson.loads(done.stdout)
 
 
+def breakdown(report: Report) -> list[str]:
+    """Where the time of a job goes: its stages (clock), and the CPU it costs each process against the bare loop's."""
+    stages = {name: report.median("batchline", f"{name}_ms") for name in STAGES}
+    whole = report.median("batchline", "p50_ms")
+    rest = whole - sum(stages.values())
+    clock = ", ".join(f"{name} {ms:.1f}" for name, ms in stages.items())
+    end = "_cpu_ms_per_job"
+    costs = {
+        k.removesuffix(end): report.median("batchline", k) for k in report.samples["batchline"][0] if k.endswith(end)
+    }
+    cpu = ", ".join(f"{name} {ms:.1f}" for name, ms in sorted(costs.items(), key=lambda item: -item[1]))
+    bare = report.median("bare loop", "p50_ms")
+    return [
+        f"a job at p50, ms: {whole:.1f} = {clock}, rest (HTTP, JSON, commits, wake-up) {rest:.1f}",
+        f"CPU of a job, ms: {sum(costs.values()):.1f} = {cpu}; the bare loop {bare:.1f}",
+    ]
+
+
 def run(bench: Bench) -> Report:
     with contextlib.ExitStack() as stack:
         sides = {"bare loop": lambda: _in_process(bench.digits, bench.measured_s)}
@@ -72,6 +91,7 @@ def run(bench: Bench) -> Report:
     report = Report("rows256", samples, ("rows_per_s", "jobs_per_s", "p50_ms", "p99_ms"), facts=facts)
     if not bench.peer_only:
         ratio = report.ratio("rows_per_s", "batchline", "bare loop")
+        report.notes += breakdown(report)
         report.goals.append(Goal("rows/s, batchline : bare loop", ratio, 0.10))
     return report
 

@@ -25,6 +25,10 @@ log = logging.getLogger("batchline.queue")
 TASK = "batchline.run"
 
 _EVENTS_S = 0.25
+_ENOUGH = 100
+"""So many nudges waiting in one queue will do: nobody serves it, and whoever comes back goes on by itself."""
+_LOOK_EVERY = 10
+"""After so many nudges the sender looks how many wait; a look each time would cost the hot path a round trip."""
 
 
 def queue_name(pool: str, lane: Lane) -> str:
@@ -71,6 +75,7 @@ class CeleryNudger:
         self._app.conf.broker_transport_options |= {"socket_timeout": TIMEOUT_S, "socket_connect_timeout": TIMEOUT_S}
         self._hints = hints
         self._wanted: dict[tuple[str, Lane], bool] = {}
+        self._unlooked: dict[str, int] = {}
         self._change = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="nudger", daemon=True)
@@ -104,12 +109,15 @@ class CeleryNudger:
             return "failed"
         if not marked and not force:
             return "marked"
+        queue = queue_name(pool, lane)
+        if self._enough(queue):
+            return "enough"
         try:
             with self._app.producer_pool.acquire(block=True, timeout=1.0) as producer:
                 self._app.send_task(
                     TASK,
                     (pool, lane.value),
-                    queue=queue_name(pool, lane),
+                    queue=queue,
                     producer=producer,
                     retry=False,
                     ignore_result=True,
@@ -118,6 +126,16 @@ class CeleryNudger:
             log.warning("nudge not sent", extra={"pool": pool, "lane": lane.value, "error": str(e)})
             return "failed"
         return "sent"
+
+    def _enough(self, queue: str) -> bool:
+        """Whether the queue is full of nudges; asked now and then, and each time while it is."""
+        sent = self._unlooked.get(queue, 0)
+        if sent >= _LOOK_EVERY:
+            if (self._hints.waiting(queue) or 0) >= _ENOUGH:
+                return True
+            sent = 0
+        self._unlooked[queue] = sent + 1
+        return False
 
 
 class GroupedEvents(bootsteps.StartStopStep):

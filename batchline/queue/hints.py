@@ -56,6 +56,10 @@ class Hints:
         """Delete the marker, so that a later commit nudges for itself."""
         self._call(lambda: self._redis.delete(_marker(pool, lane)))
 
+    def waiting(self, queue: str) -> int | None:
+        """How many messages a Celery queue holds; None when Redis does not say."""
+        return self._call(lambda: int(self._redis.llen(queue)))
+
     def ping(self) -> bool:
         """Whether Redis answers."""
         return self._call(self._redis.ping) is True
