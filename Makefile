@@ -47,7 +47,7 @@ bench: install  ## Side-by-side benchmarks: interleaved rounds, medians, ratios
 	@$(BIN)/python -m benchmarks
 
 chaos: install  ## Fault injection, the long form
-	@$(BIN)/python -m pytest tests/chaos -m '' -s
+	@$(BIN)/python -m pytest tests/chaos -s
 
 test-compose: install  ## docker-compose.yml for real: up, submit, result, down -v (COMPOSE=...)
 	@COMPOSE='$(COMPOSE)' tests/compose/run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
@@ -13,6 +14,7 @@ from batchline.local.servers import PostgresServer, ValkeyServer
 from batchline.store import Store, open_store
 from batchline.store.migrations import migrate
 from batchline.testing import ephemeral_postgres, ephemeral_valkey
+from examples import digits
 
 _KEY_SPACES = 64
 _turns = itertools.count()
@@ -63,3 +65,11 @@ def redis_url(valkey: ValkeyServer) -> str:
     with redis.Redis.from_url(url) as connection:
         connection.flushdb()
     return url
+
+
+@pytest.fixture(scope="session")
+def digits_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the digits model of examples/."""
+    folder = tmp_path_factory.mktemp("digits")
+    digits.build(folder)
+    return folder
