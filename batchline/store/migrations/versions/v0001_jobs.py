@@ -220,6 +220,9 @@ def upgrade() -> None:
         "autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0.05)"
     )
     op.execute("ALTER TABLE workers SET (fillfactor = 50)")
+    # Written once, read once or twice: pglz costs more CPU than all else that Postgres does for a large job.
+    op.execute("ALTER TABLE job_inputs ALTER COLUMN payload SET STORAGE EXTERNAL")
+    op.execute("ALTER TABLE job_results ALTER COLUMN outputs SET STORAGE EXTERNAL")
     op.execute("INSERT INTO chore_marks (name, at) VALUES ('backlog', 'epoch')")
 
 
