@@ -119,6 +119,33 @@ class Chaos:
         self._system.valkey.start()
 
 
+def survive(
+    system: System,
+    tmp_path: Path,
+    model: Path,
+    *,
+    seed: int,
+    pause_s: float,
+    threads: int,
+    jobs_each: int,
+    within_s: float,
+) -> Chaos:
+    """Submit under chaos, then hold the system to its promise: everything accepted, ended once, right."""
+    ledger = ledger_of(system, tmp_path)
+    chaos = Chaos(system, seed=seed, pause_s=pause_s)
+    ledger.start(threads, jobs_each=jobs_each, pause_s=0.03)
+    chaos.start()
+    ledger.join(within_s=within_s)
+    chaos.end()
+    found = settle(system, ledger, within_s=120)
+    print(f"faults {len(chaos.faults)}, kills {chaos.kills}, {found}")
+    assert found.accepted == threads * jobs_each
+    assert not ledger.refused
+    assert found.is_clean, found
+    results_are_right(system, ledger, model)
+    return chaos
+
+
 def outage_of_redis(system: System, tmp_path: Path, seconds: float) -> None:
     """Stop Redis under load for so long; hold the system to accepting and ending jobs all the while and after."""
     ledger = ledger_of(system, tmp_path)
