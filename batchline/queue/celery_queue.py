@@ -59,9 +59,8 @@ def make_app(redis_url: str, pools: tuple[str, ...] = ("cpu",)) -> Celery:
             "socket_connect_timeout": 2.0,
             "socket_keepalive": True,
             "health_check_interval": 10,
-            "visibility_timeout": 120,
-            "unacked_restore_interval": 2,
-            "unacked_restore_throttle": 1,
+            # A lost nudge does no harm, so unacked ones are not kept in Redis: a third less work for each.
+            "ack_emulation": False,
         },
     )
     return app
