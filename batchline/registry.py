@@ -7,8 +7,11 @@ place and is renamed into it. The ONNX file itself is read by `python -m workers
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -27,6 +30,12 @@ MODEL_FILE = "model.onnx"
 POLICY_FILE = "model.toml"
 _PROBE_S = 900.0
 _TRIES = 100
+_MAX_POLICY_BYTES = 64 * 1024
+_MAX_BATCH_SIZE = 65_536
+_MAX_DELAY_US = 10_000_000
+"""Rows wait for others under a lease."""
+_MAX_PREDICT_S = 86_400.0
+_POOL = re.compile(r"[a-zA-Z0-9._-]{1,100}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +115,9 @@ def read_spec(path: Path, name: str, version: str, signature: Signature) -> Mode
     """
     extra = _read_policy(path / POLICY_FILE)
     policy = extra.policy
-    if policy.max_batch_size < 1 or policy.predict_timeout_s <= 0 or policy.max_queue_delay_microseconds < 0:
-        raise ModelError(
-            f"{path / POLICY_FILE}: max_batch_size must be at least 1, predict_timeout_s above 0 and"
-            " max_queue_delay_microseconds not negative."
-        )
+    fault = _policy_fault(policy)
+    if fault:
+        raise ModelError(f"{path / POLICY_FILE}: {fault}.")
     if not signature.batchable:
         policy = msgspec.structs.replace(policy, max_batch_size=1)
     if extra.text and not _is_beside(path, extra.text.tokenizer):
@@ -127,17 +134,37 @@ def read_spec(path: Path, name: str, version: str, signature: Signature) -> Mode
     )
 
 
+def _policy_fault(policy: BatchPolicy) -> str | None:
+    """What of a policy cannot be; not a number (nan) is within no range."""
+    if not 1 <= policy.max_batch_size <= _MAX_BATCH_SIZE:
+        return f"max_batch_size must be 1 to {_MAX_BATCH_SIZE}"
+    if not 0 < policy.predict_timeout_s <= _MAX_PREDICT_S:
+        return f"predict_timeout_s must be above 0 and at most {_MAX_PREDICT_S}"
+    if not 0 <= policy.max_queue_delay_microseconds <= _MAX_DELAY_US:
+        return f"max_queue_delay_microseconds must be 0 to {_MAX_DELAY_US}"
+    if not math.isfinite(policy.padding.value):
+        return "padding.value must be a finite number"
+    if not _POOL.fullmatch(policy.pool):
+        return f"{policy.pool!r} is no pool: use up to 100 of a-z, A-Z, 0-9, '.', '_', '-'"
+    return None
+
+
 def _is_beside(path: Path, name: str) -> bool:
     return Path(name).name == name and (path / name).is_file()
 
 
 def _read_policy(path: Path) -> _Policy:
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-        return msgspec.convert(values, _Policy)
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ModelError(f"{path} is not a regular file.")
+        with path.open("rb") as file:
+            data = file.read(_MAX_POLICY_BYTES + 1)
+        if len(data) > _MAX_POLICY_BYTES:
+            raise ModelError(f"{path} is larger than {_MAX_POLICY_BYTES} bytes.")
+        return msgspec.convert(tomllib.loads(data.decode()), _Policy)
     except FileNotFoundError:
         return _Policy()
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as e:
+    except (OSError, ValueError, RecursionError, msgspec.ValidationError) as e:
         raise ModelError(f"{path} cannot be used: {e}.") from e
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
+import msgspec
 import pytest
 import stack
 from alembic.autogenerate import compare_metadata
@@ -25,6 +27,27 @@ def test_a_version_never_changes_its_bytes(store):
     (record,) = store.catalogue.models()
     assert (record.id, record.spec) == (number, stack.a_spec(pool="gpu"))
     assert store.catalogue.register_model(stack.a_spec(version="2", digest="e" * 64)) != number
+
+
+def test_an_entry_that_cannot_be_read_hides_no_other(store, database_url):
+    """Written by a newer release, or by hand: it is passed over, and the other models are served."""
+    broken = store.catalogue.register_model(stack.a_spec())
+    store.catalogue.register_model(stack.a_spec(version="2"))
+    stack.query(
+        database_url,
+        """UPDATE models SET spec = jsonb_set(spec::jsonb, '{policy,predict_timeout_s}', 'null')"""
+        f" WHERE id = {broken} RETURNING id",
+    )
+    assert [r.spec.version for r in store.catalogue.models()] == ["2"]
+
+
+def test_a_spec_that_does_not_read_back_is_not_registered(store):
+    """JSON has no word for nan."""
+    spec = stack.a_spec()
+    policy = msgspec.structs.replace(spec.policy, predict_timeout_s=math.nan)
+    with pytest.raises(InvalidRequestError, match="cannot be kept"):
+        store.catalogue.register_model(msgspec.structs.replace(spec, policy=policy))
+    assert store.catalogue.models() == []
 
 
 def test_a_key_speaks_for_its_tenant_until_it_is_revoked(store, database_url):

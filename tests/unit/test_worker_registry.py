@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,16 @@ def test_an_import_that_the_catalogue_did_not_take_leaves_nothing_behind(reposit
         ("[polizy]\n", "polizy"),
         ("[policy.padding]\nmode = 'stretch'\n", r"\$\.policy\.padding\.mode"),
         ("[policy]\nmax_batch_size = 0\n", "max_batch_size"),
+        ("[policy]\nmax_batch_size = 1000000000\n", "max_batch_size"),
+        ("[policy]\nmax_batch_size = 100000000000000000000000\n", "max_batch_size"),
+        ("[policy]\npredict_timeout_s = nan\n", "predict_timeout_s"),
+        ("[policy]\npredict_timeout_s = inf\n", "predict_timeout_s"),
+        ("[policy]\nmax_queue_delay_microseconds = 3600000000\n", "max_queue_delay_microseconds"),
+        ("[policy.padding]\nvalue = nan\n", r"padding\.value"),
+        ("[policy]\npool = 'a b'\n", "pool"),
+        ('[policy]\npool = "a\\u0000"\n', "pool"),
+        ("x = " + "[" * 5000 + "\n", "model.toml"),
+        ("#" * 100_000, "larger than"),
         ("[text]\ntokenizer = 'nowhere.json'\n", "nowhere.json"),
         ("[text]\ntokenizer = '../../secret.json'\n", "secret.json"),
         ("[policy\n", "model.toml"),
@@ -101,6 +112,13 @@ def test_a_policy_with_a_fault_is_refused_with_file_and_key(tmp_path: Path, text
     with pytest.raises(ModelError, match=named) as caught:
         registry.read_spec(tmp_path, "m", "1", a_signature())
     assert "model.toml" in caught.value.detail
+
+
+def test_a_policy_that_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    """A pipe would keep its reader waiting, a device would never end."""
+    os.mkfifo(tmp_path / "model.toml")
+    with pytest.raises(ModelError, match="regular"):
+        registry.read_spec(tmp_path, "m", "1", a_signature())
 
 
 def test_a_model_without_a_free_first_axis_runs_row_by_row(tmp_path: Path) -> None:
