@@ -131,7 +131,12 @@ class Admission:
         ttl_s = wishes.ttl_s
         if ttl_s is None and wishes.deadline is None:
             ttl_s = self._limits.ttl_default_s or None
-        ends = [wishes.deadline.astimezone(UTC)] if wishes.deadline is not None else []
+        try:
+            ends = [wishes.deadline.astimezone(UTC)] if wishes.deadline is not None else []
+        except OverflowError:
+            raise InvalidRequestError(
+                "The body does not fit.", faults=(Fault("/deadline", "is beyond the year 9999"),)
+            ) from None
         if ttl_s is not None:
             ends.append(now + timedelta(seconds=ttl_s))
         return min(ends) if ends else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from collections.abc import Iterator, Sequence
@@ -95,6 +96,8 @@ def wanted_outputs(body: InferBody, spec: ModelSpec) -> list[Wanted]:
         pointer = f"/outputs/{i}"
         if output.name not in known:
             raise _fault(f"{pointer}/name", f"is no output of {spec.name}; its outputs are {', '.join(known)}")
+        if any(want.tensor.name == output.name for want in wanted):
+            raise _fault(f"{pointer}/name", f"names {output.name} once more")
         for name in output.parameters:
             if name != "binary_data":
                 raise _fault(f"{pointer}/parameters/{escape(name)}", "is no parameter known here")
@@ -209,9 +212,10 @@ def _flatten(items: Any, shape: Sequence[int]) -> Iterator[Any]:
 def _from_binary(data: memoryview, tensor: TensorSpec, shape: list[int], pointer: str) -> Array:
     count = math.prod(shape)
     if tensor.dtype == "BYTES":
-        texts = list(_texts(data))
+        texts = list(itertools.islice(_texts(data), count + 1))
         if len(texts) != count:
-            raise _fault(pointer, f"has {len(texts)} values where the shape has {count}")
+            have = "more" if len(texts) > count else str(len(texts))
+            raise _fault(pointer, f"has {have} values where the shape has {count}")
         return np.array(texts, dtype=object).reshape(shape)
     dtype = np.dtype(DTYPES[tensor.dtype]).newbyteorder("<")
     if len(data) != count * dtype.itemsize:

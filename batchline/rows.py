@@ -96,12 +96,10 @@ def parse(raw: bytes | memoryview, spec: ModelSpec, *, max_rows: int) -> RowBloc
     """
     try:
         with np.errstate(over="ignore"):  # what overflows is looked for and told
-            block = _fast(raw, spec)
+            block = _fast(raw, spec, max_rows)
     except (msgspec.DecodeError, ValueError, OverflowError, RecursionError):
         block = None
-    if block is None or block.count == 0 or block.count > max_rows:
-        return _careful(raw, spec, max_rows)
-    return block
+    return _careful(raw, spec, max_rows) if block is None else block
 
 
 @functools.lru_cache(maxsize=1024)
@@ -132,30 +130,35 @@ def _object_decoder(inputs: tuple[TensorSpec, ...], *, allow_missing: bool) -> m
 _FIRST = re.compile(rb"\s*\[\s*(.)", re.DOTALL)
 
 
-def _fast(raw: bytes | memoryview, spec: ModelSpec) -> RowBlock | None:
-    """The common case in few steps; None or an error sends the caller to `_careful`, which explains."""
+def _fast(raw: bytes | memoryview, spec: ModelSpec, max_rows: int) -> RowBlock | None:
+    """The common case in few steps; None or an error sends the caller to `_careful`, which explains.
+
+    Raises:
+        InvalidRequestError: too many rows or none, told before any work is spent on them.
+    """
     first = _FIRST.match(raw)
     kind = first.group(1) if first else b""
     missing = spec.policy.allow_missing
     if spec.text is not None:
         texts = msgspec.json.decode(raw, type=list[str])
+        _check_count(len(texts), max_rows)
         return RowBlock(len(texts), {TEXT: texts})
     if kind == b"{":
         rows = _object_decoder(spec.inputs, allow_missing=missing).decode(raw)
+        _check_count(len(rows), max_rows)
         columns = {t.name: _column([getattr(r, f"f{i}") for r in rows], t) for i, t in enumerate(spec.inputs)}
     else:
         if len(spec.inputs) != 1:
             return None
         tensor = spec.inputs[0]
         rows = _list_decoder(tensor.dtype, len(tensor.shape), allow_missing=missing).decode(raw)
+        _check_count(len(rows), max_rows)
         columns = {tensor.name: _column(rows, tensor)}
     return RowBlock(len(rows), columns)
 
 
 def _column(values: list[Any], tensor: TensorSpec) -> Column:
     """[N, *shape] or one array a row, checked; ValueError when a row does not fit."""
-    if not values:
-        return []
     dtype = DTYPES[tensor.dtype]
     if None not in tensor.shape:
         return _checked(np.array(values, dtype=dtype), tensor, 1, values)
@@ -191,8 +194,7 @@ def _careful(raw: bytes | memoryview, spec: ModelSpec, max_rows: int) -> RowBloc
     if not isinstance(rows, list):
         raise _invalid([Fault("/inputs", "must be an array of rows")])
     rows = cast("list[Any]", rows)
-    if not 1 <= len(rows) <= max_rows:
-        raise _invalid([Fault("/inputs", f"has {len(rows)} rows; a job takes 1 to {max_rows}")])
+    _check_count(len(rows), max_rows)
     faults: list[Fault] = []
     parts: list[dict[str, Array | str]] = []
     for i, row in enumerate(rows):
@@ -205,6 +207,11 @@ def _careful(raw: bytes | memoryview, spec: ModelSpec, max_rows: int) -> RowBloc
     if faults:
         raise _invalid(faults)
     return RowBlock(len(rows), {name: _join([part[name] for part in parts]) for name in parts[0]})
+
+
+def _check_count(count: int, max_rows: int) -> None:
+    if not 1 <= count <= max_rows:
+        raise _invalid([Fault("/inputs", f"has {count} rows; a job takes 1 to {max_rows}")])
 
 
 def _join(values: list[Any]) -> Column:

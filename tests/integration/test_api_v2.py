@@ -177,6 +177,7 @@ TOLD = {
     "huge shape": "/inputs/0/shape",
     "overflow": "finite",
     "unknown output": "/outputs/0/name",
+    "an output twice": "/outputs/1/name",
     "unknown parameter": "/parameters/sequence_id",
     "shared memory": "/inputs/0/parameters/shared_memory_region",
     "unknown field": "/nix",
@@ -204,6 +205,7 @@ BROKEN: dict[str, tuple[Any, dict[str, str], int]] = {
     "huge shape": (good(inputs=[{"name": "x", "shape": [2**40, 64], "datatype": "FP32", "data": []}]), {}, 400),
     "overflow": (good(inputs=[{"name": "x", "shape": [1, 64], "datatype": "FP32", "data": [1e300] * 64}]), {}, 400),
     "unknown output": (good(outputs=[{"name": "nix"}]), {}, 400),
+    "an output twice": (good(outputs=[{"name": "label"}] * 100_000), {}, 400),
     "unknown parameter": (good(parameters={"sequence_id": 3}), {}, 400),
     "shared memory": (
         good(inputs=[{"name": "x", "shape": [1, 64], "datatype": "FP32", "parameters": {"shared_memory_region": "r"}}]),
