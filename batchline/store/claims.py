@@ -142,12 +142,12 @@ class Claims:
         self._db = db
 
     def heads(self, pool: str, lane: Lane, *, floor: int = 0) -> list[Head]:
-        rows = self._db.run(_HEADS, {"pool": pool, "lane": lane.value, "floor": floor})
+        rows = self._db.run(_HEADS, {"pool": pool, "lane": lane.value, "floor": floor}, prepare=True)
         return [Head(*row) for row in rows]
 
     def claim(self, worker_id: uuid.UUID, model_id: int, lane: Lane, *, rows: int, floor: int = 0) -> Claim:
         params = {"worker": worker_id, "model": model_id, "lane": lane.value, "rows": rows, "floor": floor}
-        return _claimed(self._db.run(_CLAIM, params, repeat=False))
+        return _claimed(self._db.run(_CLAIM, params, repeat=False, prepare=True))
 
     def claim_suspect(self, worker_id: uuid.UUID, model_id: int) -> Claim:
         return _claimed(self._db.run(_CLAIM_SUSPECT, {"worker": worker_id, "model": model_id}, repeat=False))
@@ -163,7 +163,7 @@ class Claims:
         ]
         params: dict[str, object] = dict(zip(fields, columns(records, len(fields)), strict=True))
         try:
-            return {row[0] for row in self._db.run(_FINISH, {**params, "worker": worker_id})}
+            return {row[0] for row in self._db.run(_FINISH, {**params, "worker": worker_id}, prepare=True)}
         except (psycopg2.DataError, ValueError) as e:
             raise InvalidRequestError("A result of this group cannot be stored; none was.") from e
 

@@ -104,7 +104,7 @@ class Jobs:
 
     def _submit(self, jobs: Sequence[NewJob], *, wait: str) -> list[Admitted | BatchlineError]:
         try:
-            accepted = {row[0] for row in self._db.run(_SUBMIT, {**_columns_of(jobs), "wait": wait})}
+            accepted = {row[0] for row in self._db.run(_SUBMIT, {**_columns_of(jobs), "wait": wait}, prepare=True)}
         except StoreUnavailableError as e:
             if not isinstance(e.__cause__, psycopg2.errors.LockNotAvailable):
                 raise
@@ -128,7 +128,7 @@ class Jobs:
         return {(tenant, key): (bytes(body_hash), job_id) for tenant, key, body_hash, job_id in rows}
 
     def read(self, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, JobView]:
-        return {row[0]: _view(row) for row in self._db.run(_READ, {"ids": list(ids)})}
+        return {row[0]: _view(row) for row in self._db.run(_READ, {"ids": list(ids)}, prepare=True)}
 
     def list(
         self, tenant_id: int, *, status: Status | None, model: str | None, after: uuid.UUID | None, limit: int
@@ -139,7 +139,7 @@ class Jobs:
         return [_view(row) for row in rows]
 
     def terminal(self, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
-        return {row[0] for row in self._db.run(_DONE, {"ids": list(ids)})}
+        return {row[0] for row in self._db.run(_DONE, {"ids": list(ids)}, prepare=True)}
 
     def cancel(self, tenant_id: int, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
         return {row[0] for row in self._db.run(_CANCEL, {"tenant": tenant_id, "ids": list(ids)})}

@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from batchline.errors import StoreUnavailableError
+from batchline.store.prepared import UNKNOWN, prepared
 
 log = logging.getLogger("batchline.store")
 T = TypeVar("T")
@@ -43,7 +44,8 @@ def _connect_args(statement_timeout_s: float) -> dict[str, object]:
         "tcp_user_timeout": 15_000,
         "application_name": "batchline",
         "options": f"-c statement_timeout={int(statement_timeout_s * 1000)} -c lock_timeout=2000 "
-        "-c idle_in_transaction_session_timeout=5000 -c jit=off",
+        # Every statement of ours has its index; a plan made while a table was empty must not scan it when it is full.
+        "-c idle_in_transaction_session_timeout=5000 -c jit=off -c enable_seqscan=off",
     }
 
 
@@ -51,6 +53,7 @@ class Database:
     """A small pool of connections and one way to run a statement."""
 
     def __init__(self, url: str, *, connections: int = 6, statement_timeout_s: float = 30.0) -> None:
+        self._prepares = True
         driver_url = make_url(url).set(drivername="postgresql+psycopg2")
         self.engine: Engine = create_engine(
             driver_url,
@@ -61,7 +64,7 @@ class Database:
             connect_args=_connect_args(statement_timeout_s),
         )
 
-    def run(self, sql: str, params: Params | None = None, *, repeat: bool = True) -> list[Row]:
+    def run(self, sql: str, params: Params | None = None, *, repeat: bool = True, prepare: bool = False) -> list[Row]:
         """Run one statement and return its rows.
 
         Args:
@@ -69,19 +72,27 @@ class Database:
             params: their values.
             repeat: whether running it again after a lost connection does no harm. Deadlocks and serialization
                 failures are repeated in any case: the server has rolled them back.
+            prepare: plan it once a connection; for short statements that run often.
 
         Raises:
             StoreUnavailableError: Postgres cannot be reached, or gave up on us.
             psycopg2.Error: the statement itself is at fault (bad data, a bug).
         """
-        return self._repeated(lambda: self._once(sql, params), repeat=repeat)
+        return self._repeated(lambda: self._once(sql, params, prepare=prepare), repeat=repeat)
 
-    def _once(self, sql: str, params: Params | None) -> list[Row]:
+    def _once(self, sql: str, params: Params | None, *, prepare: bool) -> list[Row]:
         connection = self.engine.raw_connection()
         driver = cast("psycopg2.extensions.connection", connection.driver_connection)
         try:
             with driver.cursor() as cursor:
-                cursor.execute(sql, params)
+                if prepare and self._prepares:
+                    sql = self._prepared(cursor, sql, connection.info)
+                try:
+                    cursor.execute(sql, params)
+                except psycopg2.errors.InvalidSqlStatementName:
+                    # A pooler between us and Postgres has changed the connection under us.
+                    self._prepares = False
+                    raise
                 return cursor.fetchall() if cursor.description else []
         except (psycopg2.OperationalError, psycopg2.InterfaceError) as e:
             if driver.closed:
@@ -91,6 +102,17 @@ class Database:
             raise
         finally:
             connection.close()
+
+    def _prepared(self, cursor: psycopg2.extensions.cursor, sql: str, info: dict[Any, Any]) -> str:
+        """Prepare `sql` on this connection unless it is; returns what to execute."""
+        statement = prepared(sql)
+        if statement.name not in info:
+            try:
+                cursor.execute(statement.prepare)
+            except psycopg2.errors.DuplicatePreparedStatement:
+                log.debug("prepared before us, by way of a pooler", extra={"statement": statement.name})
+            info[statement.name] = True
+        return statement.execute
 
     def _repeated(self, work: Callable[[], T], *, repeat: bool) -> T:
         for attempt in range(1, _TRIES + 1):
@@ -116,7 +138,7 @@ class Database:
 
 def _may_repeat(error: BaseException | None, *, repeat: bool, attempt: int) -> bool:
     code = getattr(error, "pgcode", None)
-    if code in (_DEADLOCK, _SERIALIZATION):
+    if code in (_DEADLOCK, _SERIALIZATION, UNKNOWN):
         return attempt < _TRIES
     # The server went away while a pooled connection slept: one fresh connection tells.
     lost = code is None or str(code).startswith(("08", "57P"))

@@ -44,7 +44,7 @@ class Explaining(Database):
         self.url = url
         self.plans: list[dict[str, Any]] = []
 
-    def _once(self, sql: str, params: Any) -> list[tuple[Any, ...]]:
+    def _once(self, sql: str, params: Any, *, prepare: bool) -> list[tuple[Any, ...]]:
         with stack.connected(self.url) as connection, connection.cursor() as cursor:
             cursor.execute("SET jit = off; BEGIN")
             cursor.execute("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + sql, params)
