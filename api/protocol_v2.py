@@ -112,7 +112,7 @@ class V2Routes:
                 view = await s.ended(admitted.id, wait_s, request.receive)
         if view is None or view.result_pruned:
             raise ResultExpiredError("This Idempotency-Key belongs to a job whose result has been deleted.")
-        if view.status not in TERMINAL and preferences.respond_async:
+        if preferences.respond_async and not (view.status in TERMINAL and preferences.wait_s):
             location = {"Location": f"/v1/jobs/{show_id(view.id)}", "Retry-After": "1", **preferences.applied}
             return answer(202, job_json(view, s.eta_s), location)
         return self._answer(view, body, wanted, headers, preferences)

@@ -267,3 +267,13 @@ def test_respond_async_gives_a_job(api: Running) -> None:
     assert response.status_code == 202
     again = api.call("GET", response.headers["location"], headers={"Prefer": "wait=10"})
     assert again.json()["outputs"][0]["label"] == 7
+
+
+def test_respond_async_gives_a_job_also_when_it_has_ended(api: Running) -> None:
+    """The shape of the answer is what was asked for, however quick the worker is."""
+    headers = {"Idempotency-Key": "quick"}
+    ended = api.call("POST", "/v2/models/digits/infer", json=good(), headers=headers)
+    assert (ended.status_code, "model_name" in ended.json()) == (200, True)
+    again = api.call("POST", "/v2/models/digits/infer", json=good(), headers=headers | {"Prefer": "respond-async"})
+    assert (again.status_code, again.json()["status"]) == (202, "succeeded")
+    assert again.headers["location"].endswith(ended.json()["parameters"]["job_id"])
