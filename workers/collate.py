@@ -5,7 +5,8 @@ All rows of a claim are numbered through: rows of the first job, then of the sec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -17,6 +18,12 @@ from batchline.rows import TEXT, Array, Column, RowBlock
 Encode = Callable[[Sequence[str], Sequence[str]], dict[str, list[Array]]]
 """Texts and names of inputs -> one list of arrays for each input."""
 
+Shapes = tuple[tuple[int, ...], ...]
+"""The shapes of one row, one for each input."""
+
+_MUCH = 1 << 22
+"""Values of a micro-batch that may be padding for the most part: 16 MiB of FP32."""
+_MOSTLY = 4
 _ZERO_PADDED = frozenset({"attention_mask", "token_type_ids"})
 
 
@@ -55,7 +62,7 @@ def collate(
     padding = spec.policy.padding
     if padding.mode == "pad":
         order = sorted(range(len(shapes)), key=lambda i: shapes[i])
-        groups = [order[at : at + max_rows] for at in range(0, len(order), max_rows)]
+        groups = list(_padded_groups(order, shapes, max_rows))
     else:
         alike: dict[object, list[int]] = {}
         for i, shape in enumerate(shapes):
@@ -66,6 +73,28 @@ def collate(
         inputs = {name: _stack([column[i] for i in group], name, padding) for name, column in rows.items()}
         batches += _cut(MicroBatch(inputs, group), max_rows)
     return batches
+
+
+def _padded_groups(order: Sequence[int], shapes: Sequence[Shapes], max_rows: int) -> Iterator[list[int]]:
+    """Cut sorted rows so that no group is mostly padding and large: one long row must not make its company long."""
+    group: list[int] = []
+    longest: Shapes = ()
+    held = 0
+    for i in order:
+        own = sum(math.prod(shape) for shape in shapes[i])
+        reach = shapes[i] if not group else tuple(map(_longest, longest, shapes[i]))
+        padded = (len(group) + 1) * sum(math.prod(shape) for shape in reach)
+        if group and (len(group) == max_rows or (padded > _MUCH and padded > _MOSTLY * (held + own))):
+            yield group
+            group, held, reach = [], 0, shapes[i]
+        group.append(i)
+        longest, held = reach, held + own
+    if group:
+        yield group
+
+
+def _longest(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(map(max, one, other))
 
 
 def _columns(blocks: Sequence[RowBlock], spec: ModelSpec, encode: Encode | None) -> dict[str, Column]:

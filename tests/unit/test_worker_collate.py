@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -79,3 +80,20 @@ def test_texts_become_tensors_once_for_all_jobs() -> None:
     batches = collate(blocks, a_spec(), max_rows=8, encode=encode)
     assert calls == [["ab", "c", "de"]]
     assert [list(b.rows) for b in batches] == [[0, 2], [1]]
+
+
+@pytest.mark.parametrize("long", [1_000_000, 3_000_000])
+def test_one_long_row_does_not_make_its_company_long(long: int) -> None:
+    """Rows far shorter than it run apart, so what is allocated stays near to what was sent."""
+    rows = [np.ones(3, np.float32) for _ in range(63)] + [np.ones(long, np.float32)]
+    batches = collate([RowBlock(64, {"x": rows})], a_spec("pad"), max_rows=64)
+    assert sorted(n for b in batches for n in b.rows) == list(range(64))
+    assert sum(b.inputs["x"].size for b in batches) < 2 * long
+
+
+def test_rows_that_are_long_in_different_axes_run_apart() -> None:
+    """Padded to both, a row would be the product of two lengths: here 160 GB."""
+    spec = msgspec.structs.replace(a_spec("pad"), inputs=(TensorSpec("x", "FP32", (None, None)),))
+    rows = [np.ones((200_000, 1), np.float32), np.ones((1, 200_000), np.float32)]
+    batches = collate([RowBlock(2, {"x": rows})], spec, max_rows=64)
+    assert sorted(b.inputs["x"].shape for b in batches) == [(1, 1, 200_000), (1, 200_000, 1)]
