@@ -118,6 +118,11 @@ def read_spec(path: Path, name: str, version: str, signature: Signature) -> Mode
     fault = _policy_fault(policy)
     if fault:
         raise ModelError(f"{path / POLICY_FILE}: {fault}.")
+    if policy.padding.mode == "pad" and (free := [t.name for t in signature.outputs if None in t.shape[1:]]):
+        raise ModelError(
+            f"{path / POLICY_FILE}: padding.mode is 'pad', and the output {free[0]} has a free axis: it would be as"
+            " long as the longest row in company. Use mode 'none', or export the model with outputs of fixed shape."
+        )
     if not signature.batchable:
         policy = msgspec.structs.replace(policy, max_batch_size=1)
     if extra.text and not _is_beside(path, extra.text.tokenizer):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import small_models
 
@@ -119,6 +121,21 @@ def test_a_policy_that_is_no_regular_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.toml")
     with pytest.raises(ModelError, match="regular"):
         registry.read_spec(tmp_path, "m", "1", a_signature())
+
+
+@pytest.mark.parametrize(
+    ("mode", "shape", "refused"),
+    [("pad", (None, None), True), ("pad", (None, 3), False), ("none", (None, None), False)],
+)
+def test_outputs_that_padding_would_lengthen_are_refused(
+    tmp_path: Path, mode: str, shape: tuple[int | None, ...], refused: bool
+) -> None:
+    """A result must not depend on the longest row that happened to run beside it."""
+    (tmp_path / "model.toml").write_text(f"[policy.padding]\nmode = '{mode}'\n")
+    told = msgspec.to_builtins(a_signature()) | {"outputs": [{"name": "y", "dtype": "FP32", "shape": shape}]}
+    signature = msgspec.convert(told, Signature)
+    with pytest.raises(ModelError, match="free axis") if refused else nullcontext():
+        registry.read_spec(tmp_path, "m", "1", signature)
 
 
 def test_a_model_without_a_free_first_axis_runs_row_by_row(tmp_path: Path) -> None:
