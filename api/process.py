@@ -12,6 +12,7 @@ from typing import Any, cast
 import uvicorn
 
 from api.app import Api, build
+from api.connection import Connection
 from batchline import logs, metrics
 from batchline import settings as settings_module
 from batchline.errors import BatchlineError
@@ -46,7 +47,7 @@ def serve(api: Api, host: str, port: int) -> Server:
         host=host,
         port=port,
         loop="uvloop",
-        http="httptools",
+        http=Connection,
         ws="none",
         lifespan="on",
         log_config=None,

@@ -13,6 +13,7 @@ import pytest
 import stack
 from api_server import ALICE, ROW, Running
 
+from api.connection import Connection
 from batchline.local.servers import PostgresServer, ValkeyServer
 
 LIMIT = 2 * 2**20
@@ -78,7 +79,7 @@ UNFIT: dict[str, tuple[bytes, str]] = {
     "metadata too large": (body(metadata={"k": "x" * 17_000}), "/metadata"),
     "no rows": (body(b"[]"), "/inputs"),
     "1,001 rows": (body(json.dumps([ROW] * 1001).encode()), "/inputs"),
-    "half a million rows": (body(b"[" + b"[]," * 600_000 + b"[]]"), "/inputs"),
+    "very many rows": (body(b"[" + b"[]," * 200_000 + b"[]]"), "/inputs"),
     "rows in words": (body(b'"rows"'), "/inputs"),
     "a row too short": (body(json.dumps([ROW, ROW[1:]]).encode()), "/inputs/1"),
     "a row too deep": (body(json.dumps([[ROW]]).encode()), "/inputs/0"),
@@ -182,3 +183,48 @@ def test_a_large_body_is_refused_without_being_held(api: Running) -> None:
     line = raw(api, "Transfer-Encoding: chunked", iter([b"100000\r\n" + b" " * 2**20 + b"\r\n"] * 64))
     assert line.startswith("HTTP/1.1 413") or not line
     assert time.monotonic() - started < 6
+
+
+def connected(api: Running, timeout_s: float = 10) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(api.url.rsplit(":", 1)[1])), timeout=timeout_s)
+
+
+ENDLESS = {
+    "header": (b"X: ", b"a" * 65536),
+    "headers": (b"", b"a: b\r\n" * 10_000),
+    "trailer": (b"Transfer-Encoding: chunked\r\n\r\n0\r\nX: ", b"a" * 65536),
+    "chunk extension": (b"Transfer-Encoding: chunked\r\n\r\n1;x=", b"a" * 65536),
+}
+
+
+@pytest.mark.parametrize("case", ENDLESS)
+def test_a_head_without_end_is_cut_off(api: Running, case: str) -> None:
+    """It needs no key to send one: within a bound of bytes the connection is closed, and nobody else waits."""
+    start, more = ENDLESS[case]
+    with connected(api) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n" + start)
+        with pytest.raises(ConnectionError):
+            connection.sendall(more * (64 * 2**20 // len(more)))
+    assert api.call("GET", "/livez").elapsed.total_seconds() < 1
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /livez HTTP/1.1\r\n", b"POST /v1/jobs HTTP/1.1\r\nContent-Length: 9\r\n\r\n{"]
+)
+def test_who_never_comes_to_an_end_is_cut_off(api: Running, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    """Neither an unfinished head nor an unfinished body holds a connection for ever."""
+    for name, value in (("head_s", 0.2), ("body_s", 0.2), ("check_s", 0.05)):
+        monkeypatch.setattr(Connection, name, value)
+    with connected(api) as connection:
+        connection.sendall(sent)
+        while connection.recv(4096):
+            pass
+
+
+def test_who_waits_for_an_answer_is_not_cut_off(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bounds are on requests, not on answers; and the next request on the connection has its own."""
+    for name, value in (("head_s", 0.2), ("body_s", 0.2), ("check_s", 0.05)):
+        monkeypatch.setattr(Connection, name, value)
+    job = api.submit().json()["id"]
+    for _ in range(2):
+        assert api.call("GET", f"/v1/jobs/{job}", headers={"Prefer": "wait=1"}).status_code == 200

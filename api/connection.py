@@ -1,0 +1,68 @@
+"""One HTTP connection, bounded: heads, trailers and whatever else a parser gathers unread, and the time they may take.
+
+uvicorn itself bounds none of it: one client that sent a header without end made all others wait for seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEAD_BYTES = 64 * 1024
+"""A head is refused at the first read beyond this; so are trailers and chunk extensions."""
+_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+    b"content-type: text/plain; charset=utf-8\r\ncontent-length: 22\r\nconnection: close\r\n\r\n"
+    b"The head is too large."
+)
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's protocol with limits; a connection that exceeds them is closed."""
+
+    head_s = 30.0
+    """From the first byte (or the connection) to the end of the head."""
+    body_s = 300.0
+    """From the end of the head to the end of the body, for clients however slow."""
+    check_s = 5.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._unread_bytes = 0
+        self._due: float | None = self.loop.time() + self.head_s
+        self._timer = self.loop.call_later(self.check_s, self._check)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._due is None:
+            self._due = self.loop.time() + self.head_s
+        self._unread_bytes += len(data)
+        super().data_received(data)
+        if self._unread_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            if not self.cycle or self.cycle.response_complete:
+                self.transport.write(_TOO_LARGE)
+            self.transport.close()
+
+    def on_headers_complete(self) -> None:
+        self._unread_bytes = 0
+        self._due = self.loop.time() + self.body_s
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._unread_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._unread_bytes = 0
+        self._due = None
+        super().on_message_complete()
+
+    def _check(self) -> None:
+        if self._due is not None and self.loop.time() > self._due:
+            self.transport.close()
+        else:
+            self._timer = self.loop.call_later(self.check_s, self._check)
