@@ -25,6 +25,8 @@ class Connection(HttpToolsProtocol):
     """From the first byte (or the connection) to the end of the head."""
     body_s = 300.0
     """From the end of the head to the end of the body, for clients however slow."""
+    linger_s = 5.0
+    """How long the rest of a body is still read once it has been answered."""
     check_s = 5.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -54,6 +56,8 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._unread_bytes = 0
+        if self.cycle.response_complete and self._due is not None:
+            self._due = min(self._due, self.loop.time() + self.linger_s)
         super().on_body(body)
 
     def on_message_complete(self) -> None:

@@ -221,6 +221,23 @@ def test_who_never_comes_to_an_end_is_cut_off(api: Running, monkeypatch: pytest.
             pass
 
 
+def test_a_body_that_goes_on_after_its_answer_is_cut_off(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The 413 is there to be read; who does not listen is not listened to for ever."""
+    for name, value in (("linger_s", 0.2), ("check_s", 0.05)):
+        monkeypatch.setattr(Connection, name, value)
+    head = f"Authorization: Bearer {ALICE}\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"
+    until = time.monotonic() + 20
+    with connected(api) as connection:
+        connection.sendall(f"POST /v1/jobs HTTP/1.1\r\nHost: x\r\n{head}".encode())
+        try:
+            while time.monotonic() < until:
+                connection.sendall(chunk)
+        except ConnectionError:
+            return
+    pytest.fail("it was read for 20 s")
+
+
 def test_who_waits_for_an_answer_is_not_cut_off(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bounds are on requests, not on answers; and the next request on the connection has its own."""
     for name, value in (("head_s", 0.2), ("body_s", 0.2), ("check_s", 0.05)):
