@@ -142,15 +142,19 @@ class Admission:
         return min(ends) if ends else None
 
 
-def _metadata(metadata: Mapping[str, object] | None) -> str | None:
-    if metadata is None:
+def _metadata(raw: msgspec.Raw) -> str | None:
+    """The metadata as compact JSON text; what is too large is refused unread."""
+    size = memoryview(raw).nbytes
+    if size == 0 or (size == len(b"null") and bytes(raw) == b"null"):
         return None
-    text = msgspec.json.encode(metadata).decode()
-    if len(text.encode()) > MAX_METADATA_BYTES:
-        raise InvalidRequestError(
-            "The body does not fit.", faults=(Fault("/metadata", f"is larger than {MAX_METADATA_BYTES} bytes"),)
-        )
-    return text
+    if size > MAX_METADATA_BYTES:
+        fault = f"is larger than {MAX_METADATA_BYTES} bytes"
+    else:
+        try:
+            return msgspec.json.encode(msgspec.json.decode(raw, type=dict[str, object])).decode()
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            fault = "must be an object"
+    raise InvalidRequestError("The body does not fit.", faults=(Fault("/metadata", fault),))
 
 
 def idempotency_key(headers: Mapping[bytes, bytes]) -> str | None:

@@ -184,6 +184,7 @@ def document(max_rows: int) -> Json:
     submit["inputs"] = {"type": "array", "minItems": 1, "maxItems": max_rows, "description": "A row: a nested list, an"
                         " object of inputs by name, or a string, as the model takes it."}  # fmt: skip
     submit["parameters"] |= {"maxProperties": 0}
+    submit["metadata"] = {"type": ["object", "null"]}
     job = cast("Json", schemas["JobBody"]["properties"])
     for name, kind in (("outputs", "array"), ("errors", "array"), ("timings_ms", "object"), ("metadata", "object")):
         job[name] = {"type": [kind, "null"]}

@@ -29,6 +29,9 @@ TEXT = "text"
 MAX_FAULTS = 100
 """Faults told at once; a body with more is told the first ones."""
 
+_LARGE_BYTES = 1 << 20
+"""Rows of larger inputs are counted before they are read: millions of empty ones would take seconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class RowBlock:
@@ -95,6 +98,8 @@ def parse(raw: bytes | memoryview, spec: ModelSpec, *, max_rows: int) -> RowBloc
         InvalidRequestError: with a fault for each bad row, pointers beginning with /inputs.
     """
     try:
+        if len(raw) > _LARGE_BYTES:
+            _check_count(len(msgspec.json.decode(raw, type=list[msgspec.Raw])), max_rows)
         with np.errstate(over="ignore"):  # what overflows is looked for and told
             block = _fast(raw, spec, max_rows)
     except (msgspec.DecodeError, ValueError, OverflowError, RecursionError):

@@ -20,7 +20,8 @@ class SubmitBody(msgspec.Struct, forbid_unknown_fields=True):
     priority: Priority = 5
     ttl_s: Annotated[float, msgspec.Meta(gt=0, le=31_536_000)] | None = None
     deadline: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
-    metadata: dict[str, object] | None = None
+    metadata: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
+    """An object or null; read only after its size has been looked at."""
 
 
 class QueuePlace(msgspec.Struct):

@@ -143,7 +143,7 @@ def make_plan(folder: Path, options: Options, environ: Mapping[str, str]) -> Pla
         "BATCHLINE_MODELS": str(settings.models.resolve()),
         "BATCHLINE_ADMIN_KEY_FILE": str(folder / "key"),
     }
-    secret(folder / "key")
+    secret(folder / "key", prefix="blk_")
     last: list[Part] = []
     for process in options.processes:
         if process.name == "flower" and not options.flower:

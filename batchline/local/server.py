@@ -55,12 +55,12 @@ def write_private(path: Path, text: str) -> None:
         file.write(text)
 
 
-def secret(path: Path) -> str:
+def secret(path: Path, prefix: str = "") -> str:
     """The secret kept in a file of mode 0600, made at the first call."""
     with suppress(FileNotFoundError):
         return path.read_text(encoding="ascii").strip()
     fresh = path.with_name(f"{path.name}.{os.getpid()}")
-    write_private(fresh, secrets.token_urlsafe(24) + "\n")
+    write_private(fresh, prefix + secrets.token_urlsafe(24) + "\n")
     with suppress(FileExistsError):  # another process was faster: its secret counts
         os.link(fresh, path)
     fresh.unlink()

@@ -80,6 +80,8 @@ UNFIT: dict[str, tuple[bytes, str]] = {
     "no rows": (body(b"[]"), "/inputs"),
     "1,001 rows": (body(json.dumps([ROW] * 1001).encode()), "/inputs"),
     "very many rows": (body(b"[" + b"[]," * 200_000 + b"[]]"), "/inputs"),
+    "half a million rows": (body(b"[" + b"[]," * 600_000 + b"[]]"), "/inputs"),
+    "metadata of many lists": (body()[:-1] + b',"metadata":{"k":[' + b"[]," * 600_000 + b"[]]}}", "/metadata"),
     "rows in words": (body(b'"rows"'), "/inputs"),
     "a row too short": (body(json.dumps([ROW, ROW[1:]]).encode()), "/inputs/1"),
     "a row too deep": (body(json.dumps([[ROW]]).encode()), "/inputs/0"),
