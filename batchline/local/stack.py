@@ -1,7 +1,7 @@
 """The embedded system: all servers and processes of Batchline on this machine, in one folder.
 
 key                 the admin API key            pg/ valkey/         data, password, port of the servers
-flower              Flower's password            logs/               one file a process
+flower              Flower's password            logs/               one file a process, bounded
 run/state.json      how each part is             run/addresses.json  where to find it
 run/supervisor.pid  locked as long as it runs
 """
@@ -122,7 +122,7 @@ def supervise(
             on_ready(reached[0])
 
         try:
-            Supervisor(plan.stages, folder / "run" / "state.json").run(ready)
+            Supervisor(plan.stages, folder / "run" / "state.json", folder / "logs").run(ready)
             if not reached:
                 raise LocalError("Stopped before everything was up.")
             return reached[0]
@@ -209,7 +209,7 @@ def _supervisor_pid(folder: Path) -> int | None:
 
 
 def _start_background(folder: Path, options: Options, lock: int) -> subprocess.Popen[bytes]:
-    log = os.open(folder / "logs" / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    log = os.open(folder / "logs" / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
     command = [
         sys.executable, "-P", "-m", "batchline.local", str(folder), str(lock), msgspec.json.encode(options).decode(),
     ]  # fmt: skip

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FrameType
 
 from batchline.errors import LocalError
+from batchline.local.rotation import rotate_all
+from batchline.local.server import write_private
 from batchline.retry import backoff_s
 
 _log = logging.getLogger(__name__)
@@ -25,6 +27,8 @@ GOOD_RUN_S = 60.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
 START_TRIES = 3
 """A part that ends this often before the whole has ever been ready will not come up by itself."""
+ROTATE_EVERY_S = 5.0
+"""What a child may write beyond the limit of its log is what it writes in this time."""
 _POLL_S = 0.05
 
 WAITING, STARTING, RUNNING, RESTARTING, DONE, STOPPED = (
@@ -165,10 +169,19 @@ class Supervisor:
     One thread; `run` must be called from the main thread, because it handles signals.
     """
 
-    def __init__(self, stages: Sequence[Sequence[Part]], state_path: Path) -> None:
+    def __init__(self, stages: Sequence[Sequence[Part]], state_path: Path, logs: Path | None = None) -> None:
+        """Describe the whole; nothing is started yet.
+
+        Args:
+            stages: in the order of their start.
+            state_path: the state file, of mode 0600; gone while nothing runs.
+            logs: the folder whose logs are rotated meanwhile.
+        """
         self._stages = [[_Slot(part) for part in stage] for stage in stages]
         self._slots = [slot for stage in self._stages for slot in stage]
         self._state_path = state_path
+        self._logs = logs
+        self._rotation_due = time.monotonic()
         self._written: State | None = None
         self._ready = False
         self._stops = 0
@@ -188,7 +201,8 @@ class Supervisor:
                     self._step(on_ready)
                     waits = [slot.due - time.monotonic() for slot in self._slots if slot.state == RESTARTING]
                     busy = any(slot.state == STARTING for slot in self._slots)
-                    wait_s = _POLL_S if busy else max(0.0, min([*waits, 60.0]))
+                    waits.append(self._rotate())
+                    wait_s = _POLL_S if busy else max(0.0, min(waits))
                     if select.select([wakeup], [], [], wait_s)[0]:
                         os.read(wakeup, 512)
             finally:
@@ -209,6 +223,15 @@ class Supervisor:
         self._write()
         if not self._ready:
             self._give_up_on_the_hopeless()
+
+    def _rotate(self) -> float:
+        """Rotate the logs when it is time; returns the seconds until the next time."""
+        now = time.monotonic()
+        if now >= self._rotation_due:
+            if self._logs is not None:
+                rotate_all(self._logs)
+            self._rotation_due = now + ROTATE_EVERY_S
+        return self._rotation_due - now
 
     def _give_up_on_the_hopeless(self) -> None:
         for slot in self._slots:
@@ -242,7 +265,7 @@ class Supervisor:
         if state == self._written:
             return
         fresh = self._state_path.with_name(self._state_path.name + ".new")
-        fresh.write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+        write_private(fresh, json.dumps(asdict(state), indent=1))
         fresh.replace(self._state_path)
         self._written = state
 

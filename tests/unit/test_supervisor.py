@@ -189,6 +189,20 @@ def test_a_part_that_cannot_be_spawned_is_tried_again(tmp_path: Path, monkeypatc
         Supervisor([[Part("never", spawn)]], tmp_path / "state.json").run()
 
 
+def test_the_state_is_its_owners_business(tmp_path: Path) -> None:
+    """The state file has mode 0600, also where a crash left one that others could read."""
+    path = tmp_path / "state.json"
+    (tmp_path / "state.json.new").write_text("{}")
+    modes: list[int] = []
+
+    def ready() -> None:
+        modes.append(path.stat().st_mode & 0o777)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    Supervisor([[part(tmp_path, "one", FOREVER, settle_s=0.1)]], path).run(ready)
+    assert modes == [0o600]
+
+
 def test_signal_handlers_are_given_back(tmp_path: Path) -> None:
     """After run, SIGTERM and SIGINT mean what they meant before."""
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGCHLD)
