@@ -5,7 +5,7 @@ ENV VIRTUAL_ENV=/opt/batchline UV_NO_CACHE=1 UV_COMPILE_BYTECODE=1
 WORKDIR /src
 ARG RUNTIME=worker-cpu
 COPY pyproject.toml constraints.txt ./
-RUN uv pip install --quiet -c constraints.txt -r pyproject.toml --extra "$RUNTIME"
+RUN uv pip install --quiet -c constraints.txt -r pyproject.toml --extra "$RUNTIME" --extra data
 
 FROM dependencies AS source
 COPY . .

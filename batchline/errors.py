@@ -161,6 +161,30 @@ class RowError(BatchlineError):
     code = "row_error"
 
 
+class SourceError(BatchlineError):
+    """A data set cannot be read as it stands: absent, changed, truncated, a column missing; names file, row, column."""
+
+    code = "source_error"
+
+
+class SourceUnavailableError(RetryableError):
+    """A data set's place does not answer now."""
+
+    code = "source_unavailable"
+
+
+class SinkError(BatchlineError):
+    """Results cannot be written where they should go: no permission, no room, no such table."""
+
+    code = "sink_error"
+
+
+class SinkUnavailableError(RetryableError):
+    """The place for results does not answer now."""
+
+    code = "sink_unavailable"
+
+
 class UnreachableError(RetryableError):
     """No server answered the client."""
 
@@ -201,6 +225,10 @@ HTTP_STATUS: dict[type[BatchlineError], int] = {
     ModelError: 500,
     OutOfMemoryError: 503,
     RowError: 422,
+    SourceError: 422,
+    SourceUnavailableError: 503,
+    SinkError: 422,
+    SinkUnavailableError: 503,
     UnreachableError: 503,
     TimedOutError: 504,
     LocalError: 500,

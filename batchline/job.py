@@ -12,7 +12,6 @@ State chart (ages by the database's clock; terminal statuses have no way out):
 
 from __future__ import annotations
 
-import base64
 import os
 import random
 import time
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from batchline import ids
 from batchline.errors import NotFoundError
 
 
@@ -85,8 +85,6 @@ def is_legal(source: Status, target: Status) -> bool:
     return any(source in sources and target in targets for sources, targets in TRANSITIONS.values())
 
 
-_ID_LENGTH = 26
-
 # Ids need to be unique, not secret: seeded by the system once, and anew after a fork. Nobody else can seed it.
 _random = random.Random()
 os.register_at_fork(after_in_child=_random.seed)
@@ -105,8 +103,8 @@ def first_id_at(epoch_s: float) -> uuid.UUID:
 
 
 def show_id(job_id: uuid.UUID) -> str:
-    """The id as clients see it: `job_` and 26 characters of lower-case base32hex, sorting as the id does."""
-    return "job_" + base64.b32hexencode(job_id.bytes).decode()[:_ID_LENGTH].lower()
+    """The id as clients see it: `job_` and 26 characters; see `batchline.ids`."""
+    return ids.show("job_", job_id)
 
 
 def parse_id(text: str) -> uuid.UUID:
@@ -115,14 +113,8 @@ def parse_id(text: str) -> uuid.UUID:
     Raises:
         NotFoundError: the text is no job id, so no job has it.
     """
-    body = text.removeprefix("job_")
-    try:
-        if len(body) != _ID_LENGTH or body == text:
-            raise ValueError(text)
-        job_id = uuid.UUID(bytes=base64.b32hexdecode(body.upper() + "=" * 6))
-    except ValueError:
-        raise NotFoundError("There is no job with this id.") from None
-    if show_id(job_id) != text:
+    job_id = ids.parse("job_", text)
+    if job_id is None:
         raise NotFoundError("There is no job with this id.")
     return job_id
 

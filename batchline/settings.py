@@ -77,6 +77,22 @@ class Settings:
     jobs_kept_s: float = 30 * 86400.0
     idempotency_kept_s: float = 86400.0
 
+    blobs: str = "file://blobs"
+    """Where uploaded files and batch outputs are kept: file://FOLDER or s3://BUCKET/PREFIX."""
+    data_roots: str = ""
+    """Folders, separated by colons, below which file:// URIs of batches may be read and written."""
+    databases: str = ""
+    """SQL databases that batches may name: NAME=postgresql://… , separated by whitespace."""
+    s3_endpoint_url: str = ""
+    """An S3 of one's own; empty is AWS. Credentials and region come from AWS's own environment."""
+    slice_rows: int = 100_000
+    """About how many rows of a batch one worker takes at a time, and what its death costs."""
+    bulk_ms: float = 20.0
+    """The longest a micro-batch of a batch may hold the device while online work waits."""
+    files_kept_s: float = 30 * 86400.0
+    file_bytes: int = 512 * 2**20
+    """Of one uploaded file."""
+
     connections: int = 6
     """Postgres connections that this process may hold at most."""
 
@@ -102,7 +118,7 @@ def _cross_checks(s: Settings) -> typing.Iterator[str]:
     for name in ("lease_s", "heartbeat_s", "sweep_s", "dispatch_s", "idle_poll_s", "leader_lease_s", "group_wait_s"):
         if getattr(s, name) <= 0:
             yield f"BATCHLINE_{name.upper()} must be greater than 0."
-    for name in ("concurrency", "intra_op_threads", "max_failures", "max_body_bytes", "max_rows"):
+    for name in ("concurrency", "intra_op_threads", "max_failures", "max_body_bytes", "max_rows", "slice_rows"):
         if getattr(s, name) < 1:
             yield f"BATCHLINE_{name.upper()} must be at least 1."
 
@@ -170,7 +186,7 @@ def load(
     return settings
 
 
-DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_URL = f"http://127.0.0.1:{Settings.port}"
 KEY_FILE = Path(".batchline/key")
 """Where the embedded stack keeps the admin key."""
 
@@ -182,6 +198,8 @@ class ClientSettings:
     urls: tuple[str, ...]
     """Empty when the environment names none."""
     api_key: str
+    default_url: str = DEFAULT_URL
+    """Where `batchline up` would put the API."""
 
 
 def split_urls(text: str) -> tuple[str, ...]:
@@ -191,6 +209,8 @@ def split_urls(text: str) -> tuple[str, ...]:
 
 def load_client(environ: Mapping[str, str] | None = None, *, key_file: Path = KEY_FILE) -> ClientSettings:
     """Read BATCHLINE_URL and BATCHLINE_API_KEY (or `..._FILE`); the key else from `key_file`, empty when there is none.
+
+    BATCHLINE_PORT moves the default address; what is no port is left for `load` to refuse.
 
     Raises:
         SettingsError: a file that is named cannot be read.
@@ -203,4 +223,6 @@ def load_client(environ: Mapping[str, str] | None = None, *, key_file: Path = KE
             key = key_file.read_text(encoding="utf-8").strip()
     except OSError as e:
         raise SettingsError(f"{e.filename} cannot be read: {e.strerror}.") from e
-    return ClientSettings(split_urls(url or ""), key or "")
+    port = environ.get(variable("port"), "")
+    default_url = f"http://127.0.0.1:{port}" if port.isdecimal() and int(port) else DEFAULT_URL
+    return ClientSettings(split_urls(url or ""), key or "", default_url)

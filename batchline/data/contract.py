@@ -1,0 +1,152 @@
+"""What stands behind a data set: sources that are cut into pieces and read, sinks that are staged, then published.
+
+Rows travel as Arrow record batches. Shapes: N rows of one `Rows`, in the order of the source. Places (folders, buckets,
+databases) are opened by `batchline.data.open_source` and `open_sink`, one file per format or place beside this one.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import pyarrow as pa
+
+from batchline.batch import Piece, Staged
+
+ROW = "row"
+"""The column of the output that numbers rows when the input names no key: int64, from 0 within the batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """N rows of a source, and what is wrong with some of them: a line that is no JSON, a value that does not fit.
+
+    A row with a fault has nulls in `batch`; it keeps its place, so that row numbers hold.
+    """
+
+    batch: pa.RecordBatch
+    faults: Mapping[int, str] = field(default_factory=dict[int, str])
+    """Row within `batch` -> what is wrong, for people."""
+
+
+class Source(Protocol):
+    """One data set: a table, or all files of a URI in order of their names."""
+
+    def schema(self) -> pa.Schema:
+        """Names and types of the columns, from metadata or the first rows.
+
+        Raises:
+            SourceError: there is no such file or table, it may not be read, or it is no such format; names it.
+            SourceUnavailableError: the place does not answer; may be tried again.
+        """
+        ...
+
+    def pieces(self, slice_rows: int) -> Iterator[Piece]:
+        """Pieces of at most about `slice_rows` rows, in order, with exact row counts; memory does not grow with size.
+
+        Raises: as `schema`.
+        """
+        ...
+
+    def read(self, piece: Piece, columns: Sequence[str] | None, *, batch_rows: int) -> Iterator[Rows]:
+        """The rows of a piece, all of them, at most `batch_rows` at a time.
+
+        Args:
+            piece: as planned; a file whose version differs by now is not read.
+            columns: only these, in this order; None for all.
+            batch_rows: most rows of one `Rows`.
+
+        Raises:
+            SourceError: the file changed, is truncated, lacks a column, has another type, swells beyond its limit;
+                the message names file, row and column as far as they are known.
+            SourceUnavailableError: may be tried again.
+        """
+        ...
+
+
+class Part(Protocol):
+    """What one attempt writes of one slice. Nobody sees any of it before it is published."""
+
+    def write(self, rows: pa.RecordBatch) -> None:
+        """Append rows that succeeded: key (or `row`), kept columns, outputs."""
+        ...
+
+    def write_errors(self, errors: pa.RecordBatch) -> None:
+        """Append rows that did not: `row`, key if there is one, `code`, `message`."""
+        ...
+
+    def stage(self) -> Staged:
+        """Make it durable, unpublished; the returned record is all that `Sink.publish` needs, on any machine."""
+        ...
+
+    def abort(self) -> None:
+        """Leave nothing behind; safe after anything."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a finished batch says of itself beside its parts."""
+
+    batch: str
+    model: str
+    digest: str
+    rows: int
+    succeeded: int
+    failed: int
+    parts: Sequence[str]
+    schema: Mapping[str, str]
+    """Column -> Arrow type."""
+
+
+class Sink(Protocol):
+    """Where results go. Raises SinkError (no permission, disk full, no such table) and SinkUnavailableError."""
+
+    def check(self, schema: pa.Schema) -> None:
+        """Whether the sink can take this schema and may be written to; called once, when the batch is planned."""
+        ...
+
+    def open(self, number: int, attempt: int, schema: pa.Schema) -> Part:
+        """Begin the part of slice `number`; another attempt at it may be writing its own at the same time."""
+        ...
+
+    def publish(self, number: int, staged: Staged) -> None:
+        """Make a staged part visible, whole; repeatable: published already is well."""
+        ...
+
+    def discard(self, number: int, staged: Staged) -> None:
+        """Remove a staged part that lost; repeatable."""
+        ...
+
+    def complete(self, manifest: Manifest) -> None:
+        """After the last part of a completed batch: write the manifest, swap the table; repeatable."""
+        ...
+
+    def sweep(self) -> None:
+        """Remove what attempts of this batch have left behind unpublished; called when the batch has ended."""
+        ...
+
+
+@dataclass(frozen=True)
+class Places:
+    """What the operator allows and configured; see the settings of the same names."""
+
+    blobs: str
+    """file:///folder or s3://bucket/prefix: uploaded files, inline rows, OpenAI's output files."""
+    data_roots: tuple[str, ...] = ()
+    """Folders below which file:// URIs may be read and written; none: no file:// at all."""
+    databases: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Name -> DSN."""
+    s3_endpoint_url: str = ""
+    """Empty: AWS. Credentials and region come from AWS's own environment."""
+
+
+@dataclass(frozen=True, slots=True)
+class SinkContext:
+    """What a sink needs to know of its batch."""
+
+    batch: uuid.UUID
+    key: str | None
+    """Name of the output's key column, None: `row`."""
