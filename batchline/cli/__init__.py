@@ -8,12 +8,33 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Annotated
+
+import typer
 
 from batchline.cli import doctor, init, jobs, keys, models, operate, processes, stack
-from batchline.cli.output import group, tell_error
+from batchline.cli.output import group, tell, tell_error
 from batchline.errors import BatchlineError
 
 app = group("Asynchronous batch inference: submit rows, get an id at once, poll the result.", name="batchline")
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        tell(f"batchline {version('batchline')}")
+        raise typer.Exit
+
+
+_Version = Annotated[
+    bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version and exit.")
+]
+
+
+@app.callback()
+def _options(*, version: _Version = False) -> None: ...
+
 
 for _command in (
     *(stack.up, stack.down, stack.status, doctor.doctor),

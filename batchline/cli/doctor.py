@@ -12,7 +12,7 @@ import typer
 
 from batchline.cli import installation
 from batchline.cli.installation import Finding
-from batchline.cli.output import Json, busy, tell_json, tell_table
+from batchline.cli.output import Json, busy, counted, seconds, tell_json, tell_table
 from batchline.cli.places import FOLDER, Folder, embedded, load_settings, open_client
 from batchline.errors import BatchlineError, ForbiddenError, UnauthorizedError
 
@@ -178,7 +178,7 @@ def queue(jobs: int, oldest_s: float | None) -> Finding:
     """Old work is a symptom of too few workers, or of dead ones."""
     if not jobs or oldest_s is None:
         return Finding("queue", True, "empty")
-    detail = f"{jobs} jobs, the oldest waits for {oldest_s:.0f} s"
+    detail = f"{counted(jobs, 'job')}, the oldest waits for {seconds(oldest_s)}"
     if oldest_s > OLD_S:
         return Finding("queue", False, detail, "Add workers, or see in `batchline workers` what the present ones do.")
     return Finding("queue", True, detail)
@@ -214,7 +214,7 @@ def _ask_api(folder: Path, *, ask_workers: bool) -> Iterator[Finding]:
     with open_client(folder, timeout_s=_ASK_S) as client:
         try:
             models = client.models()
-            yield Finding("key", True, f"accepted; {len(models)} models")
+            yield Finding("key", True, f"accepted; {counted(len(models), 'model')}")
             if ask_workers:
                 told = cast("dict[str, Any]", client.request("GET", "/v1/workers"))
                 yield _workers(sum(w["live"] and not w["draining"] for w in told["data"]))

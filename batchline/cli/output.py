@@ -94,6 +94,11 @@ def busy(what: str) -> Generator[None]:
         yield
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 job`, `2 jobs`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def seconds(value: float) -> str:
     """A duration for people: `0.4 s`, `3 min`, `2 h`, `5 d`."""
     for limit, size, unit in ((90.0, 1.0, "s"), (5400.0, 60.0, "min"), (172_800.0, 3600.0, "h")):

@@ -28,7 +28,7 @@ _DIRECT: dict[str, None] = {"all://127.0.0.1": None, "all://localhost": None, "a
 
 def _calls(url: str | None, api_key: str | None, timeout_s: float, clock: Clock) -> Calls:
     found = settings.load_client()
-    urls = settings.split_urls(url) if url else found.urls or (settings.DEFAULT_URL,)
+    urls = settings.split_urls(url) if url else found.urls or (found.default_url,)
     wrong = [u for u in urls if not u.startswith(("http://", "https://"))]
     if wrong or not urls:
         raise InvalidRequestError(f"{wrong[0] if wrong else url!r} is no server: give http://HOST:PORT.")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,22 @@ cli.main()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "set()"
     assert "submit" in done.stdout
+
+
+def test_the_version_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line, the one of the installed distribution."""
+    assert run(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"batchline {version('batchline')}\n"
+
+
+def test_the_port_that_up_would_take_is_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While nothing runs and no server is named, BATCHLINE_PORT says where the API would be."""
+    monkeypatch.delenv("BATCHLINE_URL")
+    monkeypatch.setenv("BATCHLINE_PORT", "1")
+    assert run(monkeypatch, "jobs") == 1
+    assert "http://127.0.0.1:1 cannot be reached" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -159,6 +176,10 @@ def test_a_process_is_become_and_not_started(name: str, module: str, monkeypatch
 )
 def test_durations_are_for_people(value: float, shown: str) -> None:
     assert output.seconds(value) == shown
+
+
+def test_one_is_no_plural() -> None:
+    assert [output.counted(n, "job") for n in (0, 1, 2, 1000)] == ["0 jobs", "1 job", "2 jobs", "1,000 jobs"]
 
 
 def test_a_stranger_in_our_packages_is_named() -> None:
