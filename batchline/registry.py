@@ -7,6 +7,7 @@ place and is renamed into it. The ONNX file itself is read by `python -m workers
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import os
 import re
@@ -137,6 +138,29 @@ def read_spec(path: Path, name: str, version: str, signature: Signature) -> Mode
         policy=policy,
         text=extra.text,
     )
+
+
+def fault_of(repository: Path, spec: ModelSpec, *, hashed: bool) -> str | None:
+    """What would keep a worker from loading this version from the repository; None when nothing is seen.
+
+    Args:
+        repository: the folder of all models.
+        spec: what the catalogue knows.
+        hashed: whether to read the whole file and compare its sha256; else only its size is compared.
+    """
+    path = repository / spec.name / spec.version / MODEL_FILE
+    try:
+        with path.open("rb") as file:
+            same = os.fstat(file.fileno()).st_size == spec.size_bytes
+            if same and hashed:
+                same = hashlib.file_digest(file, "sha256").hexdigest() == spec.digest
+    except OSError as e:
+        return f"{path} cannot be read: {e.strerror}."
+    if not same:
+        return f"{path} has other bytes than the catalogue knows."
+    if spec.text and not _is_beside(path.parent, spec.text.tokenizer):
+        return f"{path.parent / spec.text.tokenizer} is missing."
+    return None
 
 
 def _policy_fault(policy: BatchPolicy) -> str | None:

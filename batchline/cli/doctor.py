@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
-from batchline.cli import installation
+from batchline.cli import diagnosis, installation
 from batchline.cli.installation import Finding
-from batchline.cli.output import Json, busy, counted, seconds, tell_json, tell_table
+from batchline.cli.output import Json, busy, counted, tell_json, tell_table
 from batchline.cli.places import FOLDER, Folder, embedded, load_settings, open_client
 from batchline.errors import BatchlineError, ForbiddenError, UnauthorizedError
 
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from batchline.store.health import Health
 
 SKEW_S = 2.0
-OLD_S = 60.0
 FREE_BYTES = 2**30
 _ASK_S = 3.0
+_COUNT_S = 5.0
+"""A count of the queue that is older is made anew: nobody counts while no API runs."""
 
 
 def doctor(*, folder: Folder = FOLDER, as_json: Json = False) -> None:
@@ -122,7 +123,7 @@ def redis(settings: Settings) -> Iterator[Finding]:
 def database(settings: Settings) -> Iterator[Finding]:
     """Postgres, its schema and clock, and what it knows of workers, leader and queue."""
     from batchline.store import migrations, open_store
-    from batchline.store.health import read_health
+    from batchline.store.health import read_health, read_models
 
     have, want = migrations.current(settings.database_url), migrations.head()
     if have != want:
@@ -130,6 +131,7 @@ def database(settings: Settings) -> Iterator[Finding]:
         return
     store = open_store(settings.database_url, connections=1)
     try:
+        store.chores.count_backlog(every_s=_COUNT_S)
         before = datetime.now(UTC)
         health = read_health(store.db)
         after = datetime.now(UTC)
@@ -137,7 +139,13 @@ def database(settings: Settings) -> Iterator[Finding]:
         yield clock(health.now, before, after)
         yield from workers(store, health)
         yield leader(has_leader=health.has_leader)
-        yield queue(health.queued_jobs, health.oldest_queued_s)
+        entries = read_models(store.db)
+        yield from diagnosis.models(entries, settings.models)
+        yield from queue(
+            health.queued_jobs,
+            health.oldest_queued_s,
+            diagnosis.queue(entries, store.workers.list(), settings.models),
+        )
     finally:
         store.close()
 
@@ -174,14 +182,12 @@ def leader(*, has_leader: bool) -> Finding:
     return Finding("scheduler", False, "none leads", advice)
 
 
-def queue(jobs: int, oldest_s: float | None) -> Finding:
-    """Old work is a symptom of too few workers, or of dead ones."""
-    if not jobs or oldest_s is None:
-        return Finding("queue", True, "empty")
-    detail = f"{counted(jobs, 'job')}, the oldest waits for {seconds(oldest_s)}"
-    if oldest_s > OLD_S:
-        return Finding("queue", False, detail, "Add workers, or see in `batchline workers` what the present ones do.")
-    return Finding("queue", True, detail)
+def queue(jobs: int, oldest_s: float | None, stuck: Iterable[Finding]) -> Iterator[Finding]:
+    """How much waits, unless some of it waits for too long: then `stuck` says what, and why."""
+    found = list(stuck)
+    yield from found
+    if not found:
+        yield Finding("queue", True, diagnosis.waiting(jobs, oldest_s) if jobs and oldest_s is not None else "empty")
 
 
 def api(folder: Path, *, ask_workers: bool) -> Iterator[Finding]:
@@ -220,7 +226,11 @@ def _ask_api(folder: Path, *, ask_workers: bool) -> Iterator[Finding]:
                 yield _workers(sum(w["live"] and not w["draining"] for w in told["data"]))
                 backlog = cast("dict[str, Any]", client.request("GET", "/v1/backlog"))
                 pools = backlog["pools"].values()
-                yield queue(sum(p["jobs"] for p in pools), max((p["oldest_age_s"] for p in pools), default=None))
+                yield from queue(
+                    sum(p["jobs"] for p in pools),
+                    max((p["oldest_age_s"] for p in pools), default=None),
+                    diagnosis.pools(backlog["pools"], told["data"]),
+                )
         except UnauthorizedError as e:
             yield Finding("key", False, e.detail, "Set BATCHLINE_API_KEY; make a key with `batchline keys create`.")
         except ForbiddenError:

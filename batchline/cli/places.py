@@ -40,21 +40,23 @@ def open_client(folder: Path = FOLDER, *, timeout_s: float = 10.0) -> Client:
 
 
 def load_settings(folder: Path = FOLDER, *, required: bool = True) -> Settings:
-    """The settings, with the addresses of the system in the folder where the environment names none.
+    """The settings, with the addresses and the models of the system in the folder where the environment names none.
 
     Raises:
         SettingsError: no database is known and one is required.
     """
     from dataclasses import replace
 
-    from batchline import settings
+    from batchline.settings import Settings, load
 
-    found = settings.load(needs=())
-    if not found.database_url or not found.redis_url:
-        addresses = embedded(folder)
-        if addresses:
-            database_url = found.database_url or addresses.database_url
-            found = replace(found, database_url=database_url, redis_url=found.redis_url or addresses.redis_url)
+    found = load(needs=())
+    if (not found.database_url or not found.redis_url) and (addresses := embedded(folder)):
+        found = replace(
+            found,
+            database_url=found.database_url or addresses.database_url,
+            redis_url=found.redis_url or addresses.redis_url,
+            models=addresses.models if addresses.models and found.models == Settings.models else found.models,
+        )
     if required and not found.database_url:
         raise SettingsError(
             f"No database is known: DATABASE_URL is not set and no system runs in {folder}; start one with"

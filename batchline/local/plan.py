@@ -76,6 +76,8 @@ class Addresses:
     key_path: Path
     flower_credentials_path: Path
     already_running: bool = False
+    models: Path | None = None
+    """The model repository of its workers; None where an older release wrote the file."""
 
 
 @dataclass
@@ -87,6 +89,7 @@ class Plan:
     database_url: Callable[[], str]
     redis_url: Callable[[], str]
     host: str
+    models: Path
     api_ports: list[int] = field(default_factory=list[int])
     flower_port: int | None = None
     servers: list[Server] = field(default_factory=list[Server])
@@ -105,6 +108,7 @@ class Plan:
             redis_url=self.redis_url(),
             key_path=self.folder / "key",
             flower_credentials_path=self.folder / "flower",
+            models=self.models,
         )
 
 
@@ -135,12 +139,12 @@ def make_plan(folder: Path, options: Options, environ: Mapping[str, str]) -> Pla
             server = kind(folder / name, port, log=folder / "logs" / f"{kind.name}.log")
             servers.append(server)
             urls[name] = lambda server=server: server.url
-    plan = Plan(folder, [], urls["pg"], urls["valkey"], settings.host)
+    plan = Plan(folder, [], urls["pg"], urls["valkey"], settings.host, settings.models.resolve())
     plan.servers = servers
     if servers:
         plan.stages.append([_server_part(server) for server in servers])
     shared = dict(environ) | {
-        "BATCHLINE_MODELS": str(settings.models.resolve()),
+        "BATCHLINE_MODELS": str(plan.models),
         "BATCHLINE_ADMIN_KEY_FILE": str(folder / "key"),
     }
     secret(folder / "key", prefix="blk_")

@@ -66,6 +66,15 @@ def _encoded(spec: ModelSpec) -> str:
     raise InvalidRequestError(f"The spec of {spec.ref} cannot be kept: it does not read back as it was.")
 
 
+def decoded(spec: str) -> ModelSpec:
+    """Read a spec back.
+
+    Raises:
+        msgspec.ValidationError: it is none that this release knows.
+    """
+    return msgspec.json.decode(spec, type=ModelSpec)
+
+
 class Catalogue:
     """See `batchline.store.contract.Catalogue`."""
 
@@ -91,7 +100,7 @@ class Catalogue:
         records: list[ModelRecord] = []
         for number, spec, at in self._db.run(_MODELS):
             try:
-                records.append(ModelRecord(number, msgspec.json.decode(spec, type=ModelSpec), float(at)))
+                records.append(ModelRecord(number, decoded(spec), float(at)))
             except msgspec.ValidationError as e:  # one bad entry, or one of a newer release, hides itself alone
                 if number not in self._unreadable:
                     self._unreadable.add(number)

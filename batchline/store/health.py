@@ -1,10 +1,14 @@
-"""What `batchline doctor` asks of the database, in one statement."""
+"""What `batchline doctor` asks of the database."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
 
+import msgspec
+
+from batchline.model import ModelSpec
+from batchline.store.catalogue import decoded
 from batchline.store.postgres import Database
 
 _HEALTH = """
@@ -13,6 +17,12 @@ SELECT now(),
   (SELECT coalesce(sum(jobs), 0) FROM backlog),
   (SELECT extract(epoch FROM now() - min(oldest_at)) FROM backlog),
   (SELECT array_agg(DISTINCT pool ORDER BY pool) FROM models)
+"""
+
+
+_MODELS = """
+SELECT m.name, m.version, m.pool, m.spec::text, sum(b.jobs), extract(epoch FROM now() - min(b.oldest_at))
+FROM models m LEFT JOIN backlog b ON b.model_id = m.id GROUP BY m.id ORDER BY m.name, m.version
 """
 
 
@@ -36,3 +46,33 @@ def read_health(db: Database) -> Health:
     """
     now, leader, jobs, oldest_s, pools = db.run(_HEALTH)[0]
     return Health(now, leader, int(jobs), None if oldest_s is None else float(oldest_s), tuple(pools or ()))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelHealth:
+    """One catalogue entry, and the work that waits for it as of the last count."""
+
+    ref: str
+    pool: str
+    spec: ModelSpec | None
+    fault: str
+    """Why there is no spec: the entry is broken, or of another release."""
+    queued_jobs: int
+    oldest_queued_s: float
+
+
+def read_models(db: Database) -> list[ModelHealth]:
+    """All entries, by name and version; also those that `Catalogue.models` passes over.
+
+    Raises:
+        StoreUnavailableError: Postgres cannot be asked.
+    """
+    found: list[ModelHealth] = []
+    for name, version, pool, text, jobs, oldest_s in db.run(_MODELS):
+        spec, fault = None, ""
+        try:
+            spec = decoded(text)
+        except msgspec.ValidationError as e:
+            fault = str(e)
+        found.append(ModelHealth(f"{name}@{version}", pool, spec, fault, int(jobs or 0), float(oldest_s or 0.0)))
+    return found

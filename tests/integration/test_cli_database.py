@@ -141,14 +141,72 @@ def test_doctor_sees_who_is_missing(run: Run, store: Store, redis_url: str, monk
     monkeypatch.setenv("BATCHLINE_URL", "http://127.0.0.1:1")
     monkeypatch.setattr("batchline.cli.doctor._ASK_S", 0.2)
     code, out, _ = run("doctor", "--json")
-    told = {f["part"]: f for f in json.loads(out)["parts"]}
+    parts = {f["part"]: f for f in json.loads(out)["parts"]}
     assert code == 1
-    assert [p for p, f in told.items() if not f["well"]] == ["workers", "scheduler", "api"]
-    assert {"database", "redis", "clock", "queue"} <= told.keys()
+    assert [p for p, f in parts.items() if not f["well"]] == ["workers", "scheduler", "api"]
+    assert {"database", "redis", "clock", "queue", "models"} <= parts.keys()
     stack.a_worker(store)
     store.workers.lead("scheduler", stack.a_worker(store), lease_s=10.0)
     _, out, _ = run("doctor", "--json")
     assert [f["part"] for f in json.loads(out)["parts"] if not f["well"]] == ["api"]
+
+
+def told(run: Run, part: str) -> list[str]:
+    """What doctor finds wrong with a part: what, and what to do."""
+    parts = json.loads(run("doctor", "--json")[1])["parts"]
+    return [f"{f['detail']} {f['advice']}" for f in parts if f["part"] == part and not f["well"]]
+
+
+def test_doctor_sees_models_that_cannot_be_served(
+    run: Run, on_database: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken catalogue entries, files that are missing or changed, folders that no worker can take up."""
+    monkeypatch.setattr("batchline.cli.doctor._ASK_S", 0.2)
+    monkeypatch.setenv("BATCHLINE_MODELS", str(tmp_path / "models"))
+    source = small_models.double(tmp_path / "double.onnx")
+    for name in ("good", "newer", "gone", "changed"):
+        assert run("models", "import", name, str(source))[0] == 0
+    assert told(run, "models") == []
+    stack.query(on_database, "UPDATE models SET spec = '{\"future\": 1}' WHERE name = 'newer'")
+    (tmp_path / "models" / "gone" / "1" / "model.onnx").unlink()
+    with (tmp_path / "models" / "changed" / "1" / "model.onnx").open("ab") as file:
+        file.write(b"more")
+    (tmp_path / "models" / "stranger" / "1").mkdir(parents=True)
+    (tmp_path / "models" / "stranger" / "1" / "model.onnx").write_bytes(b"\x80\x04pickle")
+    found = "\n".join(told(run, "models"))
+    for part in (
+        "entry of newer@1 cannot be read: ",
+        "gone@1 cannot be loaded: ",
+        "No such file",
+        "changed@1 cannot be loaded: ",
+        "other bytes than the catalogue knows",
+        "stranger/1/model.onnx: ",
+        "pickle",
+    ):
+        assert part in found
+    assert "good" not in found
+
+
+def test_doctor_says_why_jobs_wait(
+    run: Run, on_database: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers live, and a job waits for minutes: nobody of its pool, then a file with other bytes of the same size."""
+    monkeypatch.setattr("batchline.cli.doctor._ASK_S", 0.2)
+    monkeypatch.setenv("BATCHLINE_MODELS", str(tmp_path / "models"))
+    assert run("models", "import", "double", str(small_models.double(tmp_path / "double.onnx")))[0] == 0
+    (record,) = store.catalogue.models()
+    store.jobs.submit([stack.new_job(record.id)])
+    stack.query(on_database, "UPDATE jobs SET created_at = now() - interval '2 minutes'")
+    stack.a_worker(store, pool="gpu")
+    (said,) = told(run, "queue")
+    assert "double@1: 1 job, the oldest waits for 2.0 min" in said
+    assert "BATCHLINE_POOL=cpu `batchline worker`" in said
+    stack.a_worker(store)
+    file = tmp_path / "models" / "double" / "1" / "model.onnx"
+    file.write_bytes(file.read_bytes()[::-1])
+    (said,) = told(run, "queue")
+    assert "Workers cannot load it: " in said
+    assert "other bytes than the catalogue knows" in said
 
 
 @pytest.mark.usefixtures("on_database")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -12,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stack
 import typer.main
 
 from batchline import cli
-from batchline.cli import doctor, installation, output
+from batchline.cli import diagnosis, doctor, installation, output
+from batchline.store.contract import WorkerView
+from batchline.store.health import ModelHealth
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 EXEC = ("api", "worker", "scheduler", "autoscaler")
@@ -225,11 +229,58 @@ def test_a_slow_answer_is_no_skew() -> None:
 
 
 @pytest.mark.parametrize(
-    ("jobs", "oldest_s", "well"), [(0, None, True), (5000, 10.0, True), (3, 90.0, False), (0, 90.0, True)]
+    ("jobs", "oldest_s", "well"), [(0, 0.0, True), (5000, 10.0, True), (3, 90.0, False), (0, 90.0, True)]
 )
-def test_old_work_is_a_symptom(jobs: int, oldest_s: float | None, well: bool) -> None:
+def test_old_work_is_a_symptom(jobs: int, oldest_s: float, well: bool) -> None:
     """A long queue that moves is well; a job that waits for a minute is not."""
-    assert doctor.queue(jobs, oldest_s).well is well
+    pools = {"cpu": {"jobs": jobs, "oldest_age_s": oldest_s}}
+    for stuck in (
+        diagnosis.queue([an_entry(jobs=jobs, oldest_s=oldest_s)], [], Path("nowhere")),
+        diagnosis.pools(pools, []),
+    ):
+        (finding,) = doctor.queue(jobs, oldest_s, stuck)
+        assert finding.well is well
+        assert well or "No live worker serves its pool cpu" in finding.advice
+
+
+def an_entry(*, jobs: int = 0, oldest_s: float = 0.0, fault: str = "") -> ModelHealth:
+    return ModelHealth("digits@1", "cpu", None if fault else stack.a_spec(), fault, jobs, oldest_s)
+
+
+def a_worker(**changes: Any) -> WorkerView:
+    fields: dict[str, Any] = {
+        "id": uuid.uuid4(), "host": "here", "pid": 1, "pool": "cpu", "device": "cpu", "started_at": NOW,
+        "heartbeat_at": NOW, "live": True, "draining": False, "models": "digits@1", "rows_per_s": 5.0,
+    }  # fmt: skip
+    return WorkerView(**fields | changes)
+
+
+@pytest.mark.parametrize(
+    ("workers", "fault", "advice"),
+    [
+        ([], "", "No live worker serves its pool cpu: start one with BATCHLINE_POOL=cpu"),
+        ([{"pool": "gpu"}, {"live": False}, {"draining": True}], "", "No live worker serves its pool cpu"),
+        ([{}], "unknown field", "catalogue entry cannot be read"),
+        ([{"models": "other@1"}], "", "None of the 1 live worker of its pool cpu has loaded it"),
+        ([{"rows_per_s": 0.0}], "", "1 worker loaded it and finished no row lately"),
+        ([{}, {}], "", "Add workers of its pool cpu: 2 loaded it and do 10.0 rows/s"),
+    ],
+)
+def test_it_is_said_why_jobs_wait(workers: list[dict[str, Any]], fault: str, advice: str) -> None:
+    """Which model, how many jobs, and what keeps the live workers from them."""
+    entry = an_entry(jobs=3, oldest_s=90.0, fault=fault)
+    (finding,) = diagnosis.queue([entry], [a_worker(**changes) for changes in workers], Path("nowhere"))
+    assert finding.detail == "digits@1: 3 jobs, the oldest waits for 1.5 min"
+    assert advice in finding.advice
+
+
+def test_a_models_folder_where_we_stand_need_not_be_the_workers(tmp_path: Path) -> None:
+    """An unset BATCHLINE_MODELS means ./models: without any file of the catalogue it is somebody else's."""
+    (tmp_path / "models").mkdir()
+    (here,) = diagnosis.models([an_entry()], Path("models"))
+    (named,) = diagnosis.models([an_entry()], tmp_path / "models")
+    assert (here.well, named.well) == (True, False)
+    assert "digits@1 cannot be loaded" in named.detail
 
 
 def test_a_patient_that_cannot_be_looked_at_does_not_end_the_visit(
