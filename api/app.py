@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from litestar import Litestar
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from litestar.types import ASGIApp
 
 from api import openapi
 from api.admission import Admission, Limits
@@ -19,6 +19,7 @@ from api.auth import Keys
 from api.backlog import Backlog
 from api.catalogue import Models
 from api.commits import Commits
+from api.front import Front
 from api.jobs import JobRoutes
 from api.ops import Health, OpsRoutes
 from api.problems import handle
@@ -27,7 +28,6 @@ from api.reads import Reads
 from api.refresh import Refresh
 from api.services import Services
 from batchline.clock import Clock, SystemClock
-from batchline.metrics import REQUESTS
 from batchline.queue.contract import Finished, Nudger
 from batchline.settings import Settings
 from batchline.store import Store
@@ -93,9 +93,10 @@ def build(settings: Settings, store: Store, nudger: Nudger, hints: Finished, clo
         ask.close()
         parsing.shutdown(wait=False, cancel_futures=True)
 
+    jobs = JobRoutes(services)
     litestar = Litestar(
         route_handlers=[
-            *JobRoutes(services).handlers(),
+            *jobs.handlers(),
             *V2Routes(services, health).handlers(),
             *OpsRoutes(services, health).handlers(),
             *openapi.handlers(settings.max_rows),
@@ -106,7 +107,7 @@ def build(settings: Settings, store: Store, nudger: Nudger, hints: Finished, clo
         request_max_body_size=None,
         lifespan=[lifespan],
     )
-    return Api(_counted(litestar), litestar, services, health)
+    return Api(cast("ASGIApp", Front(litestar, jobs)), litestar, services, health)
 
 
 def _close(services: Services, refresh: Refresh, nudger: Nudger, hints: Finished) -> None:
@@ -115,22 +116,3 @@ def _close(services: Services, refresh: Refresh, nudger: Nudger, hints: Finished
     refresh.close(1.0)
     nudger.close()
     hints.close()
-
-
-def _counted(app: ASGIApp) -> ASGIApp:
-    """Count answers by route and status."""
-
-    async def counted(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await app(scope, receive, send)
-            return
-
-        async def sent(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                route = cast("dict[str, Any]", scope).get("path_template") or "none"
-                REQUESTS.labels(route, str(message["status"])).inc()
-            await send(message)
-
-        await app(scope, receive, sent)
-
-    return cast("ASGIApp", counted)

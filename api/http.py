@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from litestar.response.base import ASGIResponse
 from litestar.types import Receive, Scope, Send
@@ -16,6 +16,14 @@ JSON = "application/json"
 _DISCARD_S = 5.0
 """How long the rest of a body that is too large is read and dropped, so that the client gets to see the 413."""
 _DISCARD_TIMES = 4
+
+
+class Call(NamedTuple):
+    """A request without litestar around it: all of it that handlers of hot routes look at."""
+
+    scope: Scope
+    receive: Receive
+    path_params: Mapping[str, str]
 
 
 def headers_of(scope: Mapping[str, Any]) -> dict[bytes, bytes]:
@@ -94,6 +102,7 @@ class Answer(ASGIResponse):
     """
 
     def __init__(self, status: int, body: bytes, headers: Mapping[str, str], media_type: str) -> None:
+        self.status = status
         self._start: Any = {
             "type": "http.response.start",
             "status": status,

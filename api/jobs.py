@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
 from litestar import Request, get, post
 from litestar.handlers import HTTPRouteHandler
-from litestar.response.base import ASGIResponse
 
 from api import prefer
 from api.admission import idempotency_key
-from api.http import answer, check_json, headers_of, read_body
+from api.http import Answer, Call, answer, check_json, headers_of, read_body
 from api.services import Services
 from api.shapes import job_json, list_json
 from batchline.errors import AlreadyEndedError, Fault, InvalidRequestError, NotFoundError, ResultExpiredError
@@ -34,20 +33,20 @@ class JobRoutes:
 
     def handlers(self) -> list[HTTPRouteHandler]:
         return [
-            post("/v1/jobs", name="submit_job")(self.submit),
+            post("/v1/jobs", name="submit_job")(_for_litestar(self.submit)),
             get("/v1/jobs", name="list_jobs")(self.list),
-            get("/v1/jobs/{job_id:str}", name="get_job")(self.read),
+            get("/v1/jobs/{job_id:str}", name="get_job")(_for_litestar(self.read)),
             post("/v1/jobs/{job_id:str}/cancel", name="cancel_job")(self.cancel),
         ]
 
-    async def submit(self, request: AnyRequest) -> ASGIResponse:
+    async def submit(self, call: Call) -> Answer:
         s = self._s
-        headers = headers_of(request.scope)
+        headers = headers_of(call.scope)
         principal = await s.keys.check(headers, "submit")
         key = idempotency_key(headers)
         check_json(headers)
         preferences = prefer.parse(headers.get(b"prefer"))
-        raw = await read_body(request.receive, headers, s.settings.max_body_bytes)
+        raw = await read_body(call.receive, headers, s.settings.max_body_bytes)
         job, model = await s.admission.job(raw, principal, key)
         pool = model.spec.policy.pool
         if not preferences.wait_s:
@@ -58,12 +57,12 @@ class JobRoutes:
             admitted = await s.commits.commit(job, pool)
             SUBMITTED.labels(model.spec.name).inc()
             if admitted.id == job.id:
-                view = await watch.wait(preferences.wait_s, request.receive)
+                view = await watch.wait(preferences.wait_s, call.receive)
                 return self._accepted(view or await s.reads.read(job.id), job.id, preferences)
-        view = await s.ended(admitted.id, preferences.wait_s, request.receive)
+        view = await s.ended(admitted.id, preferences.wait_s, call.receive)
         return self._accepted(view, admitted.id, preferences)
 
-    def _accepted(self, view: JobView | None, job_id: uuid.UUID, preferences: prefer.Preferences) -> ASGIResponse:
+    def _accepted(self, view: JobView | None, job_id: uuid.UUID, preferences: prefer.Preferences) -> Answer:
         if view is None:
             raise ResultExpiredError("This Idempotency-Key belongs to a job that has been deleted.")
         headers = {"Location": f"/v1/jobs/{show_id(job_id)}", **preferences.applied}
@@ -73,21 +72,21 @@ class JobRoutes:
         headers["Retry-After"] = str(min(max(math.ceil(eta_s or 1.0), 1), 300))
         return answer(202, job_json(view, self._s.eta_s), headers)
 
-    async def read(self, request: AnyRequest) -> ASGIResponse:
-        headers = headers_of(request.scope)
+    async def read(self, call: Call) -> Answer:
+        headers = headers_of(call.scope)
         principal = await self._s.keys.check(headers, "read")
-        wanted = parse_id(request.path_params["job_id"])
+        wanted = parse_id(call.path_params["job_id"])
         preferences = prefer.parse(headers.get(b"prefer"))
         view = await self._s.reads.read(wanted)
         if view is None or view.tenant_id != principal.tenant_id:
             raise NotFoundError(_NO_JOB)
         if preferences.wait_s and view.status not in TERMINAL:
-            view = await self._s.ended(wanted, preferences.wait_s, request.receive) or view
+            view = await self._s.ended(wanted, preferences.wait_s, call.receive) or view
         if view.result_pruned:
             raise ResultExpiredError("This job's result has been deleted; results are kept for a limited time.")
         return answer(200, job_json(view, self._s.eta_s), preferences.applied)
 
-    async def list(self, request: AnyRequest) -> ASGIResponse:
+    async def list(self, request: AnyRequest) -> Answer:
         principal = await self._s.keys.check(headers_of(request.scope), "read")
         query = _query(request.scope["query_string"])
         limit = _limit(query)
@@ -113,7 +112,7 @@ class JobRoutes:
         )
         return answer(200, list_json(views[:limit], self._s.eta_s, has_more=len(views) > limit))
 
-    async def cancel(self, request: AnyRequest) -> ASGIResponse:
+    async def cancel(self, request: AnyRequest) -> Answer:
         principal = await self._s.keys.check(headers_of(request.scope), "submit")
         wanted = parse_id(request.path_params["job_id"])
         await self._s.ask(lambda: self._s.store.jobs.cancel(principal.tenant_id, [wanted]))
@@ -123,6 +122,13 @@ class JobRoutes:
         if view.status is not Status.CANCELLED:
             raise AlreadyEndedError(f"This job has {view.status.value} already; there is nothing to cancel.")
         return answer(200, job_json(view, self._s.eta_s))
+
+
+def _for_litestar(handler: Callable[[Call], Awaitable[Answer]]) -> Callable[[AnyRequest], Awaitable[Answer]]:
+    async def handle(request: AnyRequest) -> Answer:
+        return await handler(Call(request.scope, request.receive, request.path_params))
+
+    return handle
 
 
 def _query(raw: bytes) -> dict[str, str]:

@@ -6,12 +6,14 @@ import logging
 import math
 import re
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
+from litestar.types import HTTPScope, Scope
 
+from api.http import JSON, Answer
 from batchline.errors import HTTP_STATUS, BatchlineError, Fault, InvalidRequestError, MalformedError
 from batchline.metrics import REFUSED
 from batchline.rows import escape
@@ -30,9 +32,27 @@ def status_of(error: BatchlineError) -> int:
     return next(HTTP_STATUS[kind] for kind in type(error).__mro__ if kind in HTTP_STATUS)
 
 
-def handle(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+class _Told(NamedTuple):
+    status: int
+    body: bytes
+    headers: dict[str, str]
+    media_type: str
+
+
+def problem(scope: Scope, error: Exception) -> Answer:
     """Answer whatever was raised; what nobody foresaw is logged and told as nothing but `internal`."""
-    path = request.scope["path"]
+    told = _tell(scope, error)
+    return Answer(told.status, told.body, told.headers, told.media_type)
+
+
+def handle(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """The same for litestar."""
+    told = _tell(request.scope, error)
+    return Response(told.body, status_code=told.status, media_type=told.media_type, headers=told.headers)
+
+
+def _tell(scope: Scope, error: Exception) -> _Told:
+    path = scope["path"]
     headers: dict[str, str] = {}
     if isinstance(error, BatchlineError):
         status, code, detail, faults = status_of(error), error.code, error.detail, error.faults
@@ -51,7 +71,7 @@ def handle(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
         status, code, detail, faults = 500, "internal", "Something went wrong here; it has been logged.", ()
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if request.scope["method"] == "POST":
+    if cast("HTTPScope", scope)["method"] == "POST":
         REFUSED.labels(code).inc()
     if path == "/v2" or path.startswith("/v2/"):
         return _plain(_V2_STATUS.get(status, status), detail, faults, headers)
@@ -63,7 +83,7 @@ def handle(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
         instance=path,
         errors=[FaultBody(f.pointer, f.detail) for f in faults],
     )
-    return Response(msgspec.json.encode(body), status_code=status, media_type=PROBLEM, headers=headers)
+    return _Told(status, msgspec.json.encode(body), headers, PROBLEM)
 
 
 _ROUTER_DETAILS = {
@@ -72,10 +92,10 @@ _ROUTER_DETAILS = {
 }
 
 
-def _plain(status: int, detail: str, faults: tuple[Fault, ...], headers: dict[str, str]) -> Response[bytes]:
+def _plain(status: int, detail: str, faults: tuple[Fault, ...], headers: dict[str, str]) -> _Told:
     told = "; ".join(f"{f.pointer}: {f.detail}" if f.pointer else f.detail for f in faults[:10])
     body = msgspec.json.encode({"error": f"{detail} {told}".strip()})
-    return Response(body, status_code=status, media_type="application/json", headers=headers)
+    return _Told(status, body, headers, JSON)
 
 
 _AT = re.compile(r" - at `\$(.*)`$", re.DOTALL)

@@ -1,0 +1,92 @@
+"""The hot routes with and without litestar in between: nobody can tell which way a request went."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import api_server
+import httpx
+import pytest
+import stack
+from api_server import BOB, READER, ROW, SUBMITTER, Running
+
+from batchline.local.servers import PostgresServer, ValkeyServer
+from batchline.metrics import REGISTRY
+
+
+@pytest.fixture(scope="module")
+def api(postgres: PostgresServer, template: str, valkey: ValkeyServer) -> Iterator[Running]:
+    with (
+        stack.database_from(postgres.url, template) as url,
+        api_server.running_api(url, valkey.url) as running,
+        api_server.fake_worker(running, valkey.url),
+    ):
+        yield running
+
+
+def same(response: httpx.Response) -> tuple[int, dict[str, str], str]:
+    """An answer without what differs from job to job."""
+    ids = re.sub(r"job_[0-9a-v]{26}", "ID", response.text)
+    body = re.sub(r'("(?:\w+_at|queued|predict|position|eta_s)":)[^,}]+', r"\1?", ids)
+    headers = {k: re.sub(r"job_[0-9a-v]{26}", "ID", v) for k, v in response.headers.items() if k != "content-length"}
+    return response.status_code, headers | {"date": ""}, body
+
+
+def counted(route: str, status: int) -> float:
+    return REGISTRY.get_sample_value("batchline_http_requests_total", {"route": route, "status": str(status)}) or 0.0
+
+
+def submitting(inputs: Any, **more: Any) -> dict[str, Any]:
+    return {"content": json.dumps({"model": "digits", "version": "1", "inputs": inputs, **more})}
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (submitting([ROW]) | {"headers": {"Prefer": "wait=10"}}, 200),
+        (submitting([ROW[1:]]), 422),
+        (submitting([ROW], model="nix"), 404),
+        (submitting([]), 422),
+        ({"content": b"{"}, 400),
+        (submitting([ROW]) | {"headers": {"Content-Type": "text/plain"}}, 415),
+        (submitting([ROW]) | {"headers": {"Idempotency-Key": "a b"}}, 400),
+        (submitting([ROW]) | {"key": "nobody"}, 401),
+        (submitting([ROW]) | {"key": READER}, 403),
+    ],
+)
+def test_a_submit_is_answered_alike_both_ways(api: Running, request_: dict[str, Any], status: int) -> None:
+    """Status, headers, body and the count by route; the slash at the end is what sends a request through litestar."""
+    headers = {"Content-Type": "application/json"} | request_.pop("headers", {})
+    before = counted("/v1/jobs", status)
+    straight, through = (api.call("POST", path, headers=headers, **request_) for path in ("/v1/jobs", "/v1/jobs/"))
+    assert same(straight) == same(through)
+    assert straight.status_code == status
+    assert counted("/v1/jobs", status) == before + 2
+
+
+def test_a_job_is_read_alike_both_ways(api: Running) -> None:
+    """Found, of another tenant, of no tenant, and asked for with a key that may not read."""
+    job_id = api.submit(version="1", headers={"Prefer": "wait=10"}).json()["id"]
+    for path, key, status in (
+        (job_id, READER, 200), (job_id, BOB, 404), ("job_nix", READER, 404), ("%00", READER, 404),
+        (job_id, SUBMITTER, 403), (job_id, "nobody", 401),
+    ):  # fmt: skip
+        before = counted("/v1/jobs/{job_id}", status)
+        straight, through = (api.call("GET", f"/v1/jobs/{path}{slash}", key) for slash in ("", "/"))
+        assert same(straight) == same(through)
+        assert straight.status_code == status
+        assert counted("/v1/jobs/{job_id}", status) == before + 2
+
+
+def test_what_is_not_plainly_a_hot_route_is_litestars(api: Running) -> None:
+    """Odd hosts, other methods and deeper paths are told as on every other route."""
+    assert api.submit(headers={"Host": "a b"}).json()["detail"] == "Bad Request"
+    assert api.call("PUT", "/v1/jobs").status_code == 405
+    assert api.call("DELETE", "/v1/jobs/job_nix").status_code == 405
+    assert api.call("POST", "/v1/jobs/job_nix").status_code == 405
+    assert api.call("GET", "/v1/jobs/job_nix/x").status_code == 404
+    assert api.call("GET", "/v1/jobsx").status_code == 404
+    assert api.call("GET", "/v1/jobs").json()["object"] == "list"
