@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 COMPOSE ?= docker compose
 .DEFAULT_GOAL := help
-.PHONY: help install demo test up down check lint format types imports bench chaos test-compose clean
+.PHONY: help install demo test up down check lint format types imports bench bench-batches chaos test-compose clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ check: lint format types imports test  ## All that CI runs
 
 bench: install  ## Side-by-side benchmarks: interleaved rounds, medians, ratios
 	@$(BIN)/python -m benchmarks
+
+bench-batches: install  ## The same for batches: files, tables, Ray Data in an environment of its own
+	@$(BIN)/python -m benchmarks batches
 
 chaos: install  ## Fault injection, the long form
 	@$(BIN)/python -m pytest tests/chaos -s

@@ -9,11 +9,25 @@ import time
 
 from rich.console import Console
 
-from benchmarks import latency, redis_memory, rows256, rss, scaling, snapshot, store, throughput
+from benchmarks import (
+    batch_parquet,
+    batch_postgres,
+    batch_rss,
+    batch_sql,
+    batch_workers,
+    latency,
+    redis_memory,
+    rows256,
+    rss,
+    scaling,
+    snapshot,
+    store,
+    throughput,
+)
 from benchmarks.harness import Bench, Report, machine, prepared, save, show
 from benchmarks.processes import ROOT, BenchmarkError
 
-BENCHMARKS = {
+JOBS = {
     "throughput": throughput,
     "scaling": scaling,
     "latency": latency,
@@ -23,21 +37,37 @@ BENCHMARKS = {
     "redis_memory": redis_memory,
     "rss": rss,
 }
+BATCHES = {
+    "batch_parquet": batch_parquet,
+    "batch_postgres": batch_postgres,
+    "batch_sql": batch_sql,
+    "batch_workers": batch_workers,
+    "batch_rss": batch_rss,
+}
+BENCHMARKS = JOBS | BATCHES
+GROUPS = {"jobs": list(JOBS), "batches": list(BATCHES)}
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="\n".join(f"{name:12} {module.SUMMARY}" for name, module in BENCHMARKS.items()),
+        epilog="\n".join(f"{name:14} {module.SUMMARY}" for name, module in BENCHMARKS.items()),
     )  # fmt: skip
-    parser.add_argument("names", nargs="*", metavar="NAME", help="all when absent: " + ", ".join(BENCHMARKS))
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="a group (jobs, which is the default, or batches) or one of them: " + ", ".join(BENCHMARKS),
+    )
     parser.add_argument("--rounds", type=int, default=5, help="turns of every side (default 5)")
     parser.add_argument("--seconds", type=float, default=5.0, help="measured seconds of a turn (default 5)")
     parser.add_argument("--peer-only", action="store_true", help="measure what Batchline is compared with, and not it")
     parser.add_argument("--queued", type=int, default=1_000_000, help="jobs in a long queue (default 1000000)")
     parser.add_argument("--minutes", type=float, default=5.0, help="how long the snapshot is held (default 5)")
     parser.add_argument("--jobs", type=int, default=100_000, help="jobs that RSS is watched over (default 100000)")
+    parser.add_argument("--rows", type=int, default=2_000_000, help="rows of a batch (default 2000000)")
     chosen = parser.parse_args()
+    chosen.names = [name for given in chosen.names or ["jobs"] for name in GROUPS.get(given, [given])]
     if unknown := set(chosen.names) - set(BENCHMARKS):
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
     return chosen
@@ -69,9 +99,10 @@ def main() -> int:
     console = Console()
     facts = machine()
     options = {"rounds": chosen.rounds, "measured_s": chosen.seconds, "peer_only": chosen.peer_only,
-               "queued": chosen.queued, "held_s": chosen.minutes * 60, "jobs": chosen.jobs}  # fmt: skip
+               "queued": chosen.queued, "held_s": chosen.minutes * 60, "jobs": chosen.jobs,
+               "rows": chosen.rows}  # fmt: skip
     with prepared(**options, say=console.print) as bench:
-        reports, whole = _run(chosen.names or list(BENCHMARKS), bench, console)
+        reports, whole = _run(chosen.names, bench, console)
     facts["load_average_after"] = os.getloadavg()[0]
     show(facts, reports, console)
     console.print(f"all samples: {save(facts, reports).relative_to(ROOT)}")

@@ -23,6 +23,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import table as tables
 from benchmarks.digits import Digits, prepare
 from benchmarks.load import Load, drive
 from benchmarks.processes import ROOT, Process
@@ -57,6 +58,7 @@ class Bench:
         queued: how many jobs make a long queue.
         held_s: how long a snapshot is held open.
         jobs: how many jobs RSS is watched over, after a warm-up of a fifth of them.
+        rows: how many rows a batch scores.
     """
 
     digits: Digits
@@ -68,12 +70,17 @@ class Bench:
     queued: int = 1_000_000
     held_s: float = 300.0
     jobs: int = 100_000
+    rows: int = 2_000_000
     say: Callable[[str], None] = print
 
     def load(self, side: str, ports: list[int], **more: Any) -> Load:
         """A load with this run's times and rows."""
         times = {"warm_s": self.warm_s, "measured_s": self.measured_s}
         return Load(side=side, ports=ports, data=str(self.digits.rows), **(times | more))
+
+    def table(self) -> tables.Table:
+        """The rows of a batch, made at the first call."""
+        return tables.prepare(self.folder / "table", self.rows)
 
 
 @dataclass

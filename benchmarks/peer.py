@@ -16,7 +16,7 @@ from benchmarks.digits import Digits
 from benchmarks.processes import ROOT, BenchmarkError, Process, answers, running, until
 
 SOURCE = Path(__file__).resolve().parent / "peers" / "fastapi_celery"
-HOME = ROOT / ".batchline" / "peers" / "fastapi_celery"
+HOMES = ROOT / ".batchline" / "peers"
 
 
 @dataclass(frozen=True)
@@ -27,22 +27,23 @@ class Peer:
     processes: list[Process]
 
 
-def install() -> Path:
-    """Make the peer's environment with uv if it is absent or its requirements changed; give its folder of programs."""
-    wanted = (SOURCE / "requirements.txt").read_text()
-    stamp = HOME / ".installed"
+def environment(source: Path) -> Path:
+    """Make a peer's environment with uv if it is absent or its requirements changed; give its folder of programs."""
+    home = HOMES / source.name
+    wanted = (source / "requirements.txt").read_text()
+    stamp = home / ".installed"
     if not stamp.exists() or stamp.read_text() != wanted:
         uv = [sys.executable, "-m", "uv"]
         for command in (
-            [*uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(HOME)],
-            [*uv, "pip", "install", "--quiet", "--python", str(HOME / "bin" / "python"),
-             "-r", str(SOURCE / "requirements.txt")],
+            [*uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(home)],
+            [*uv, "pip", "install", "--quiet", "--python", str(home / "bin" / "python"),
+             "-r", str(source / "requirements.txt")],
         ):  # fmt: skip
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
-                raise BenchmarkError(f"the peer cannot be installed: {done.stderr.strip()}")
+                raise BenchmarkError(f"the peer {source.name} cannot be installed: {done.stderr.strip()}")
         stamp.write_text(wanted)
-    return HOME / "bin"
+    return home / "bin"
 
 
 @contextlib.contextmanager
@@ -55,7 +56,7 @@ def peer(digits: Digits, folder: Path, *, apis: int = 1, children: int | None = 
         apis: API processes, each on a port of its own.
         children: prefork children of the worker; one a core when absent.
     """
-    programs = install()
+    programs = environment(SOURCE)
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         broker = stack.enter_context(ephemeral_valkey({"appendonly": "no"}))  # the fastest broker the peer can have

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,20 +35,39 @@ class Product:
 
 
 @contextlib.contextmanager
-def product(digits: Digits, folder: Path, *, apis: int = 1, workers: int = 1) -> Generator[Product]:
-    """Start durable Postgres, Valkey, scheduler, workers and APIs; wait until all APIs are ready."""
+def product(
+    digits: Digits,
+    folder: Path,
+    *,
+    apis: int = 1,
+    workers: int = 1,
+    models: Mapping[str, Path] | None = None,
+    settings: Mapping[str, str] | None = None,
+) -> Generator[Product]:
+    """Start durable Postgres, Valkey, scheduler, workers and APIs; wait until all APIs are ready.
+
+    Args:
+        digits: the model `digits`.
+        folder: for models, blobs and logs.
+        apis: API processes, each on a port of its own.
+        workers: worker processes.
+        models: ONNX files of further models by name.
+        settings: further environment; `{database_url}` in it becomes the database's.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         postgres = stack.enter_context(ephemeral_postgres(durable=True))
         valkey = stack.enter_context(ephemeral_valkey())
         env = {
             "DATABASE_URL": postgres.url, "REDIS_URL": valkey.url, "BATCHLINE_MODELS": str(folder / "models"),
-            "BATCHLINE_LOG_LEVEL": "WARNING", "OMP_NUM_THREADS": "1",
+            "BATCHLINE_LOG_LEVEL": "WARNING", "OMP_NUM_THREADS": "1", "BATCHLINE_BLOBS": f"file://{folder / 'blobs'}",
         }  # fmt: skip
+        env |= {name: text.replace("{database_url}", postgres.url) for name, text in (settings or {}).items()}
         key = new_key()
         prepare(postgres.url, key)
         store = open_store(postgres.url, connections=1)
-        import_model(folder / "models", "digits", digits.model, store.catalogue.register_model)
+        for name, model in {"digits": digits.model, **(models or {})}.items():
+            import_model(folder / "models", name, model, store.catalogue.register_model)
         store.close()
         ports = [free_port() for _ in range(apis)]
         started: list[Process] = []
