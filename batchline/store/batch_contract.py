@@ -198,6 +198,10 @@ class Batches(Protocol):
         """Move end: freeze the counts."""
         ...
 
+    def renew(self, holder: uuid.UUID, batch_id: uuid.UUID, *, lease_s: float) -> bool:
+        """Hold the lease for `lease_s` from now. False: it ran out or is somebody else's: stop."""
+        ...
+
     def release(self, holder: uuid.UUID, batch_id: uuid.UUID, *, retry_s: float) -> None:
         """Give up the lease; nobody takes it for `retry_s`."""
         ...
