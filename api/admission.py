@@ -13,9 +13,9 @@ import msgspec
 
 from api.backlog import Backlog
 from api.catalogue import Models
-from api.problems import from_decoding
 from batchline import rows
 from batchline.clock import Clock
+from batchline.decoding import from_decoding
 from batchline.errors import Fault, InvalidRequestError, MalformedError
 from batchline.job import FairShare, Lane, NewJob, new_job_id, rank_us
 from batchline.model import ModelRecord

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from http import HTTPStatus
 from typing import Any, NamedTuple, cast
 
@@ -14,9 +13,8 @@ from litestar.exceptions import HTTPException
 from litestar.types import HTTPScope, Scope
 
 from api.http import JSON, Answer
-from batchline.errors import HTTP_STATUS, BatchlineError, Fault, InvalidRequestError, MalformedError
+from batchline.errors import HTTP_STATUS, BatchlineError, Fault
 from batchline.metrics import REFUSED
-from batchline.rows import escape
 from batchline.wire import FaultBody, Problem
 
 log = logging.getLogger("api")
@@ -96,30 +94,3 @@ def _plain(status: int, detail: str, faults: tuple[Fault, ...], headers: dict[st
     told = "; ".join(f"{f.pointer}: {f.detail}" if f.pointer else f.detail for f in faults[:10])
     body = msgspec.json.encode({"error": f"{detail} {told}".strip()})
     return _Told(status, body, headers, JSON)
-
-
-_AT = re.compile(r" - at `\$(.*)`$", re.DOTALL)
-_STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]|(\[\.\.\.\])")
-_FIELD = re.compile(r"(?:missing required|contains unknown) field `(.*)`$", re.DOTALL)
-
-
-def from_decoding(error: Exception) -> BatchlineError:
-    """What msgspec could not read or would not accept, with a pointer made from its `$.a[0].b`."""
-    text = str(error)
-    if isinstance(error, RecursionError):
-        return MalformedError("The body is nested too deeply.", faults=(Fault("", "is nested too deeply"),))
-    if not isinstance(error, msgspec.ValidationError):
-        told = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else text
-        return MalformedError("The body is not JSON that can be read.", faults=(Fault("", told),))
-    found = _AT.search(text)
-    steps = _STEP.finditer(found.group(1)) if found else ()
-    pointer = ""
-    for step in steps:
-        if step.group(3):
-            break
-        pointer += "/" + (escape(step.group(1)) if step.group(1) is not None else step.group(2))
-    told = text[: found.start()] if found else text
-    field = _FIELD.search(told)
-    if field:
-        pointer += "/" + escape(field.group(1))
-    return InvalidRequestError("The body does not fit.", faults=(Fault(pointer, told),))

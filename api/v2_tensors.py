@@ -13,11 +13,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from api.problems import from_decoding
 from batchline import rows
+from batchline.decoding import escape, from_decoding
 from batchline.errors import BatchlineError, Fault, InvalidRequestError, MalformedError
 from batchline.model import DTYPES, ModelSpec, TensorSpec
-from batchline.rows import TEXT, RowBlock, escape
+from batchline.rows import TEXT, RowBlock
 
 Array = NDArray[Any]
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]

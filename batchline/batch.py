@@ -61,7 +61,7 @@ class Condition(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
 
     column: str
     op: Literal["=", "!=", "<", "<=", ">", ">=", "in", "is null", "is not null"]
-    value: str | float | bool | list[str | float] | None = None
+    value: str | int | float | bool | list[str | int | float] | None = None
 
 
 class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -115,6 +115,8 @@ class Requests(msgspec.Struct, frozen=True, omit_defaults=True):
     endpoint: str
     """`/v1/jobs` or `/v2/models/{m}/infer`."""
     completion_window: str
+    output_expires_s: int | None = None
+    """How long after their creation the output and error files are kept; None: settings.files_kept_s."""
 
 
 class Piece(msgspec.Struct, frozen=True, array_like=True):

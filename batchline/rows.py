@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from batchline.decoding import escape
 from batchline.errors import Fault, InvalidRequestError, MalformedError
 from batchline.model import DTYPES, ModelSpec, TensorSpec
 
@@ -308,8 +309,3 @@ def _fits(value: Any, tensor: TensorSpec, spec: ModelSpec) -> bool:
         return False
     limits = np.iinfo(DTYPES[tensor.dtype])
     return int(limits.min) <= value <= int(limits.max)
-
-
-def escape(token: str) -> str:
-    """A reference token of a JSON pointer (RFC 6901)."""
-    return token.replace("~", "~0").replace("/", "~1")
