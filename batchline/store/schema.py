@@ -1,6 +1,7 @@
 """The tables, as SQLAlchemy Core sees them; a test holds them equal to what the migrations make.
 
 `jobs` is narrow and updated three times a job; what is large is inserted once beside it (`job_inputs`, `job_results`).
+A slice of a batch is a job of lane `bulk` and a row of `slices` beside it.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ from sqlalchemy import (
     Uuid,
     text,
 )
-from sqlalchemy.dialects.postgresql import ENUM, JSON
+from sqlalchemy.dialects.postgresql import ARRAY, ENUM, JSON
 
+from batchline.batch import BatchStatus
 from batchline.job import Lane, Status
 
 metadata = MetaData()
 
 _LANE = ENUM(*[lane.value for lane in Lane], name="job_lane")
 _STATUS = ENUM(*[status.value for status in Status], name="job_status")
+_BATCH_STATUS = ENUM(*[status.value for status in BatchStatus], name="batch_status")
 _AT = DateTime(timezone=True)
 _NOW = text("now()")
 _FALSE = text("false")
@@ -125,7 +128,7 @@ jobs = Table(
     Index("jobs_running", "worker_id", postgresql_where=text("status = 'running'")),
     Index("jobs_run_at", "run_at", postgresql_where=text("status = 'queued' AND run_at IS NOT NULL")),
     Index("jobs_deadline", "deadline_at", postgresql_where=text("status = 'queued' AND deadline_at IS NOT NULL")),
-    Index("jobs_tenant", "tenant_id", "id"),
+    Index("jobs_online", "tenant_id", "id", postgresql_where=text("lane = 'online'")),
 )
 
 job_inputs = Table(
@@ -180,4 +183,138 @@ chore_marks = Table(
     metadata,
     Column("name", String, primary_key=True),
     Column("at", _AT, nullable=False, comment="when it last ran whole"),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", Integer, nullable=False),
+    Column("kind", String, nullable=False, comment="data_set or requests"),
+    Column("status", _BATCH_STATUS, nullable=False),
+    Column("body", LargeBinary, nullable=False, comment="batchline.batch.DataSet or Requests, JSON"),
+    Column("model_id", Integer),
+    Column("priority", SmallInteger, nullable=False),
+    Column("error_threshold", Float),
+    Column("metadata", String, comment="the client's, JSON text"),
+    Column("parent_id", Uuid, comment="of a retry: the batch whose failed rows it does"),
+    Column("schedule_id", Uuid),
+    Column("fire_at", _AT),
+    Column("input_file_id", Uuid),
+    Column("output_file_id", Uuid),
+    Column("error_file_id", Uuid),
+    Column("errors", String, comment="[batchline.batch.BatchFault], JSON text"),
+    Column("note", String, comment="the planner's, JSON text"),
+    Column("created_at", _AT, nullable=False, server_default=_NOW),
+    Column("deadline_at", _AT),
+    Column("in_progress_at", _AT),
+    Column("finalizing_at", _AT),
+    Column("completed_at", _AT),
+    Column("failed_at", _AT),
+    Column("expired_at", _AT),
+    Column("cancelling_at", _AT),
+    Column("cancelled_at", _AT),
+    Column("ended_at", _AT, comment="whichever of the four it was"),
+    Column("paused_at", _AT),
+    Column("held", Boolean, nullable=False, server_default=_FALSE, comment="paused, and no slice can come back"),
+    Column("holder", Uuid, comment="who plans or ends it, or did so last"),
+    Column("lease_until", _AT, comment="nobody else takes it before"),
+    Column("rows_total", BigInteger, nullable=False, server_default=_ZERO, comment="as planned; frozen at the end"),
+    Column("rows_succeeded", BigInteger, nullable=False, server_default=_ZERO, comment="this and below: at the end"),
+    Column("rows_failed", BigInteger, nullable=False, server_default=_ZERO),
+    Column("rows_cancelled", BigInteger, nullable=False, server_default=_ZERO),
+    Column("rows_expired", BigInteger, nullable=False, server_default=_ZERO),
+    Column("slices", Integer, nullable=False, server_default=_ZERO),
+    Column("results_pruned", Boolean, nullable=False, server_default=_FALSE),
+    Index("batches_tenant", "tenant_id", "id"),
+    Index("batches_open", "status", "id", postgresql_where=text("ended_at IS NULL")),
+    Index("batches_paused", "id", postgresql_where=text("ended_at IS NULL AND paused_at IS NOT NULL AND NOT held")),
+    Index("batches_schedule", "schedule_id", postgresql_where=text("ended_at IS NULL AND schedule_id IS NOT NULL")),
+    Index("batches_file", "input_file_id", postgresql_where=text("ended_at IS NULL AND input_file_id IS NOT NULL")),
+    Index("batches_results", "ended_at", postgresql_where=text("ended_at IS NOT NULL AND NOT results_pruned")),
+    Index("batches_old", "ended_at", postgresql_where=text("ended_at IS NOT NULL AND results_pruned")),
+)
+
+slices = Table(
+    "slices",
+    metadata,
+    Column("job_id", Uuid, primary_key=True),
+    Column("batch_id", Uuid, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("first_row", BigInteger, nullable=False),
+    Column("rows", Integer, nullable=False, comment="as planned; as found, once it is finished"),
+    Column("attempt", Integer, nullable=False, server_default=_ZERO, comment="whose progress rows_done is"),
+    Column("rows_done", Integer, nullable=False, server_default=_ZERO),
+    Column("rows_failed", Integer, nullable=False, server_default=_ZERO, comment="of a slice that has ended"),
+    Column("crashes", Integer, nullable=False, server_default=_ZERO, comment="of its process, while it ran alone"),
+    Column("exposed_from", Integer, comment="row offsets that were last alone in a forward pass"),
+    Column("exposed_upto", Integer),
+    Column("died", Boolean, nullable=False, server_default=_FALSE, comment="the process, with these rows exposed"),
+    Column("poison", ARRAY(Integer), nullable=False, server_default=text("'{}'"), comment="row offsets that kill"),
+    Column("failed", LargeBinary, comment="batchline.batch.rows_to_bits"),
+    Column("staged", String, comment="batchline.batch.Staged, JSON text; only of a slice that was finished"),
+    Column("published", Boolean, nullable=False, server_default=_FALSE),
+    Index("slices_batch", "batch_id", "number", unique=True),
+    Index("slices_first_row", "batch_id", "first_row"),
+    Index("slices_faulty", "batch_id", postgresql_where=text("rows_failed > 0")),
+    Index("slices_unpublished", "batch_id", postgresql_where=text("staged IS NOT NULL AND NOT published")),
+)
+
+batch_lines = Table(
+    "batch_lines",
+    metadata,
+    Column("job_id", Uuid, primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("first_row", BigInteger, primary_key=True, comment="of the batch"),
+    Column("rows", Integer, nullable=False),
+    Column("lines", LargeBinary, nullable=False, comment="JSON texts with a newline behind each"),
+)
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", Integer, nullable=False),
+    Column("purpose", String, nullable=False),
+    Column("filename", String, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("blob", String, nullable=False, comment="key in the blob store"),
+    Column("created_at", _AT, nullable=False, server_default=_NOW),
+    Column("expires_at", _AT),
+    Column("deleted_at", _AT),
+    Index("files_tenant", "tenant_id", "id", postgresql_where=text("deleted_at IS NULL")),
+    Index("files_created", "created_at", postgresql_where=text("deleted_at IS NULL")),
+    Index("files_expires", "expires_at", postgresql_where=text("deleted_at IS NULL AND expires_at IS NOT NULL")),
+    Index("files_deleted", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
+)
+
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", Integer, nullable=False),
+    Column("name", String, nullable=False),
+    Column("cron", String, nullable=False),
+    Column("timezone", String, nullable=False),
+    Column("batch", String, nullable=False, comment="body of POST /v1/batches, JSON text"),
+    Column("catch_up", String, nullable=False),
+    Column("overlap", String, nullable=False),
+    Column("enabled", Boolean, nullable=False),
+    Column("created_at", _AT, nullable=False, server_default=_NOW),
+    Column("next_fire_at", _AT),
+    UniqueConstraint("tenant_id", "name"),
+    Index("schedules_tenant", "tenant_id", "id"),
+    Index("schedules_due", "next_fire_at", postgresql_where=text("enabled AND next_fire_at IS NOT NULL")),
+)
+
+schedule_runs = Table(
+    "schedule_runs",
+    metadata,
+    Column("schedule_id", Uuid, primary_key=True),
+    Column("fire_at", _AT, primary_key=True),
+    Column("outcome", String, nullable=False, comment="submitted, skipped, queued or failed"),
+    Column("detail", String, comment="why"),
+    Column("batch_id", Uuid),
+    Column("created_at", _AT, nullable=False, server_default=_NOW),
+    Index("schedule_runs_queued", "schedule_id", "fire_at", postgresql_where=text("outcome = 'queued'")),
 )
