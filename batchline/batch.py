@@ -154,6 +154,15 @@ class Staged(msgspec.Struct, frozen=True, omit_defaults=True):
     bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive result lines in Postgres: JSON texts with a newline behind each."""
+
+    first_row: int
+    rows: int
+    lines: bytes
+
+
 class BatchFault(msgspec.Struct, frozen=True):
     """One entry of a batch's `errors.data`: OpenAI's shape."""
 

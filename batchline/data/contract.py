@@ -13,7 +13,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from batchline.batch import Piece, Staged
+from batchline.batch import Chunk, Piece, Staged
 
 ROW = "row"
 """The column of the output that numbers rows when the input names no key: int64, from 0 within the batch."""
@@ -67,10 +67,13 @@ class Source(Protocol):
 
 
 class Part(Protocol):
-    """What one attempt writes of one slice. Nobody sees any of it before it is published."""
+    """What one attempt writes of one slice, in the order of its rows. Nobody sees any of it before it is published."""
 
     def write(self, rows: pa.RecordBatch) -> None:
-        """Append rows that succeeded: key (or `row`), kept columns, outputs."""
+        """Append rows that succeeded: key (or `row`; the default sink wants both), kept columns, outputs.
+
+        The faults of a stretch of rows come before or right after its good rows, before those of the next stretch.
+        """
         ...
 
     def write_errors(self, errors: pa.RecordBatch) -> None:
@@ -150,3 +153,17 @@ class SinkContext:
     batch: uuid.UUID
     key: str | None
     """Name of the output's key column, None: `row`."""
+    job: uuid.UUID | None = None
+    """The slice in hand: the default sink files its lines under it. None where nothing is written."""
+
+
+class ResultStore(Protocol):
+    """What the default sink needs of the store: `batchline.store.batch_contract.Results` has it."""
+
+    def write(self, job_id: uuid.UUID, attempt: int, chunks: Sequence[Chunk]) -> None:
+        """Append chunks of a slice, in order; repeating a chunk after a lost reply writes it once."""
+        ...
+
+    def sweep(self, batch_id: uuid.UUID) -> None:
+        """Delete lines of attempts that lost."""
+        ...

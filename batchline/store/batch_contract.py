@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from batchline.batch import BatchFault, BatchStatus, BatchView, NewBatch, Slice, Staged
+from batchline.batch import BatchFault, BatchStatus, BatchView, Chunk, NewBatch, Slice, Staged
 from batchline.errors import BatchlineError
 from batchline.job import Admitted, ClaimedJob
 
@@ -71,15 +71,6 @@ class SliceView:
     """Rows that failed, as `batchline.batch.rows_to_bits` packs them."""
     staged: Staged | None
     published: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Consecutive result lines in Postgres: JSON texts with a newline behind each."""
-
-    first_row: int
-    rows: int
-    lines: bytes
 
 
 @dataclass(frozen=True, slots=True)
