@@ -139,9 +139,16 @@ class Jobs(Protocol):
         ...
 
     def list(
-        self, tenant_id: int, *, status: Status | None, model: str | None, after: uuid.UUID | None, limit: int
+        self,
+        tenant_id: int,
+        *,
+        status: Status | None,
+        model: str | None,
+        after: uuid.UUID | None,
+        limit: int,
+        batch: uuid.UUID | None = None,
     ) -> list[JobView]:
-        """One tenant's jobs, newest first, without results.
+        """One tenant's jobs of lane online, or the slices of one of its batches; newest first, without results.
 
         Args:
             tenant_id: whose.
@@ -149,6 +156,7 @@ class Jobs(Protocol):
             model: only this model's, by name, or all.
             after: only jobs older than this id, which need not exist.
             limit: at most so many.
+            batch: whose slices; they show in no other list.
         """
         ...
 

@@ -8,14 +8,9 @@ from typing import Any, cast
 
 import psycopg2
 
-from batchline.errors import (
-    BatchlineError,
-    ConflictError,
-    InvalidRequestError,
-    KeyReusedError,
-    StoreUnavailableError,
-)
+from batchline.errors import BatchlineError, StoreUnavailableError
 from batchline.job import TERMINAL, Admitted, JobView, Lane, Move, NewJob, Status, guard, names
+from batchline.store import keys
 from batchline.store.postgres import Database, Row, columns
 
 POSITION_LIMIT = 1000
@@ -47,14 +42,10 @@ WITH wait AS MATERIALIZED (SELECT set_config('lock_timeout', %(wait)s, true)), n
 SELECT id FROM accepted
 """
 
-_KEYS = """
-SELECT k.tenant_id, k.key, k.body_hash, k.job_id FROM idempotency_keys k
-JOIN unnest(%(tenant)s::int[], %(key)s::text[]) AS t(tenant_id, key) USING (tenant_id, key)
-"""
-
 _VIEW = """
 SELECT j.id, j.tenant_id, m.name, m.version::text, j.status::text, j.lane::text, j.priority, j.rows,
-       j.rows_failed, j.attempt, j.suspect, j.code, j.created_at, j.started_at, j.finished_at, j.deadline_at, j.run_at,
+       j.rows_failed, j.attempt, j.suspect, j.code, j.created_at, j.started_at, j.finished_at, j.deadline_at,
+       nullif(j.run_at, 'infinity'),
        j.metadata,
        r.outputs::text, r.errors::text, r.timings::text,
        CASE WHEN j.status = 'queued' THEN (
@@ -72,13 +63,14 @@ _WITHOUT_RESULTS = _VIEW.format(limit=POSITION_LIMIT).replace(
 
 _READ = _WITH_RESULTS + "WHERE j.id = ANY(%(ids)s::uuid[])"
 
-_LIST = (
-    _WITHOUT_RESULTS
-    + """WHERE j.tenant_id = %(tenant)s
+_PAGE = """ j.tenant_id = %(tenant)s
   AND (%(status)s::job_status IS NULL OR j.status = %(status)s::job_status)
   AND (%(model)s::text IS NULL OR m.name = %(model)s)
   AND (%(after)s::uuid IS NULL OR j.id < %(after)s::uuid)
 ORDER BY j.id DESC LIMIT %(limit)s"""
+_LIST = _WITHOUT_RESULTS + "WHERE j.lane = 'online' AND" + _PAGE
+_LIST_OF_BATCH = (
+    _WITHOUT_RESULTS + "WHERE j.id IN (SELECT job_id FROM slices s WHERE s.batch_id = %(batch)s) AND" + _PAGE
 )
 
 _DONE = f"SELECT id FROM jobs WHERE id = ANY(%(ids)s::uuid[]) AND status IN ({names(TERMINAL)})"
@@ -109,11 +101,11 @@ class Jobs:
             if not isinstance(e.__cause__, psycopg2.errors.LockNotAvailable):
                 raise
             # The key has had its time; finding out whose it is must not take as long again at every halving.
-            return self._split(jobs, _in_flight(), wait="50ms")
+            return self._split(jobs, keys.in_flight(), wait="50ms")
         except (psycopg2.DataError, psycopg2.IntegrityError, ValueError) as e:
-            return self._split(jobs, _refusal(e), wait=wait)
+            return self._split(jobs, keys.refusal(e), wait=wait)
         left = [job for job in jobs if job.id not in accepted]
-        first = self._first_of_keys(left) if left else {}
+        first = keys.first_of(self._db, [(j.tenant_id, j.idempotency_key) for j in left]) if left else {}
         return [_outcome(job, accepted, first) for job in jobs]
 
     def _split(self, jobs: Sequence[NewJob], error: BatchlineError, *, wait: str) -> list[Admitted | BatchlineError]:
@@ -123,20 +115,21 @@ class Jobs:
         middle = len(jobs) // 2
         return [*self._submit(jobs[:middle], wait=wait), *self._submit(jobs[middle:], wait=wait)]
 
-    def _first_of_keys(self, jobs: Sequence[NewJob]) -> dict[tuple[int, str], tuple[bytes, uuid.UUID]]:
-        rows = self._db.run(_KEYS, {"tenant": [j.tenant_id for j in jobs], "key": [j.idempotency_key for j in jobs]})
-        return {(tenant, key): (bytes(body_hash), job_id) for tenant, key, body_hash, job_id in rows}
-
     def read(self, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, JobView]:
         return {row[0]: _view(row) for row in self._db.run(_READ, {"ids": list(ids)}, prepare=True)}
 
     def list(
-        self, tenant_id: int, *, status: Status | None, model: str | None, after: uuid.UUID | None, limit: int
+        self,
+        tenant_id: int,
+        *,
+        status: Status | None,
+        model: str | None,
+        after: uuid.UUID | None,
+        limit: int,
+        batch: uuid.UUID | None = None,
     ) -> list[JobView]:
-        rows = self._db.run(
-            _LIST, {"tenant": tenant_id, "status": status, "model": model, "after": after, "limit": limit}
-        )
-        return [_view(row) for row in rows]
+        params = {"tenant": tenant_id, "status": status, "model": model, "after": after, "limit": limit, "batch": batch}
+        return [_view(row) for row in self._db.run(_LIST if batch is None else _LIST_OF_BATCH, params)]
 
     def terminal(self, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
         return {row[0] for row in self._db.run(_DONE, {"ids": list(ids)}, prepare=True)}
@@ -180,28 +173,10 @@ def _columns_of(jobs: Sequence[NewJob]) -> dict[str, object]:
     return dict(zip(names, columns(records, len(names)), strict=True))
 
 
-def _outcome(
-    job: NewJob, accepted: set[uuid.UUID], first: dict[tuple[int, str], tuple[bytes, uuid.UUID]]
-) -> Admitted | BatchlineError:
+def _outcome(job: NewJob, accepted: set[uuid.UUID], first: keys.First) -> Admitted | BatchlineError:
     if job.id in accepted:
         return Admitted(job.id)
-    found = first.get((job.tenant_id, job.idempotency_key or ""))
-    if found is None:
-        return _in_flight()
-    body_hash, job_id = found
-    if body_hash != job.body_hash:
-        return KeyReusedError("This Idempotency-Key was used with another body; use a new key for a new request.")
-    return Admitted(job_id, replayed=job_id != job.id)
-
-
-def _in_flight() -> ConflictError:
-    return ConflictError("This Idempotency-Key is in flight elsewhere; try again.", retry_after_s=1.0)
-
-
-def _refusal(error: Exception) -> BatchlineError:
-    refused = InvalidRequestError("The request has a value that cannot be stored.")
-    refused.__cause__ = error
-    return refused
+    return keys.answer(job.id, job.body_hash, first.get((job.tenant_id, job.idempotency_key or "")))
 
 
 def _view(row: Row) -> JobView:

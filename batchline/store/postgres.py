@@ -1,7 +1,8 @@
 """The connection to Postgres: pool, timeouts, retries of what is safe to repeat, errors in our own words.
 
-Every call is one short autocommitted statement unless it says otherwise, so it works behind a pgbouncer in
-transaction mode, and no transaction of ours stays open.
+Every call is one short autocommitted statement, or one short transaction where it says so: it works behind a pgbouncer
+in transaction mode, and no transaction of ours stays open. Whoever locks rows of several tables takes them in this
+order: schedules, batches, jobs (by id), slices.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from io import BytesIO
 from typing import Any, TypeVar, cast
 
 import psycopg2
@@ -49,6 +52,22 @@ def _connect_args(statement_timeout_s: float) -> dict[str, object]:
     }
 
 
+class Transaction:
+    """The statements of one transaction; see `Database.transact`."""
+
+    def __init__(self, cursor: psycopg2.extensions.cursor) -> None:
+        self._cursor = cursor
+
+    def run(self, sql: str, params: Params | None = None) -> list[Row]:
+        """Run one statement and return its rows."""
+        self._cursor.execute(sql, params)
+        return self._cursor.fetchall() if self._cursor.description else []
+
+    def copy(self, sql: str, data: bytes) -> None:
+        """Run a COPY … FROM STDIN with the data."""
+        self._cursor.copy_expert(sql, BytesIO(data))
+
+
 class Database:
     """A small pool of connections and one way to run a statement."""
 
@@ -80,20 +99,50 @@ class Database:
         """
         return self._repeated(lambda: self._once(sql, params, prepare=prepare), repeat=repeat)
 
+    def transact(self, work: Callable[[Transaction], T], *, repeat: bool = True) -> T:
+        """Run several statements that happen together or not at all; keep it short, others may wait for its locks.
+
+        Each statement sees what was committed before it began, so a row that is locked first guards all that follow.
+
+        Args:
+            work: runs the statements; called anew when the transaction is repeated.
+            repeat: as for `run`; the lost reply may have been that of the COMMIT.
+
+        Raises: as `run`.
+        """
+        return self._repeated(lambda: self._transacted(work), repeat=repeat)
+
+    def _transacted(self, work: Callable[[Transaction], T]) -> T:
+        with self._connected() as (driver, _), driver.cursor() as cursor:
+            cursor.execute("BEGIN")
+            try:
+                answer = work(Transaction(cursor))
+                cursor.execute("COMMIT")
+            except BaseException:
+                if not driver.closed:
+                    cursor.execute("ROLLBACK")
+                raise
+            return answer
+
     def _once(self, sql: str, params: Params | None, *, prepare: bool) -> list[Row]:
+        with self._connected() as (driver, info), driver.cursor() as cursor:
+            if prepare and self._prepares:
+                sql = self._prepared(cursor, sql, info)
+            try:
+                cursor.execute(sql, params)
+            except psycopg2.errors.InvalidSqlStatementName:
+                # A pooler between us and Postgres has changed the connection under us.
+                self._prepares = False
+                raise
+            return cursor.fetchall() if cursor.description else []
+
+    @contextmanager
+    def _connected(self) -> Generator[tuple[psycopg2.extensions.connection, dict[Any, Any]]]:
+        """One connection of the pool and its notes."""
         connection = self.engine.raw_connection()
         driver = cast("psycopg2.extensions.connection", connection.driver_connection)
         try:
-            with driver.cursor() as cursor:
-                if prepare and self._prepares:
-                    sql = self._prepared(cursor, sql, connection.info)
-                try:
-                    cursor.execute(sql, params)
-                except psycopg2.errors.InvalidSqlStatementName:
-                    # A pooler between us and Postgres has changed the connection under us.
-                    self._prepares = False
-                    raise
-                return cursor.fetchall() if cursor.description else []
+            yield driver, connection.info
         except (psycopg2.OperationalError, psycopg2.InterfaceError) as e:
             if driver.closed:
                 # The server went away: the other idle connections are as dead as this one.
