@@ -95,8 +95,7 @@ class Admission:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
     def _rows(self, inputs: msgspec.Raw, model: ModelRecord) -> tuple[int, bytes]:
-        block = rows.parse(memoryview(inputs), model.spec, max_rows=self._limits.max_rows)
-        return block.count, rows.pack(block)
+        return rows.read(memoryview(inputs), model.spec, max_rows=self._limits.max_rows)
 
     def mint(self, principal: Principal, model: ModelRecord, count: int, payload: bytes, wishes: Wishes) -> NewJob:
         """A job of `count` packed rows, ranked and counted in.

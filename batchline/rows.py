@@ -10,9 +10,10 @@ from __future__ import annotations
 import functools
 import math
 import re
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -80,6 +81,53 @@ def _unpack_column(count: int, dtype: str, shapes: list[Any], data: Any) -> Colu
         arrays.append(flat[at : at + size].reshape(shape))
         at += size
     return arrays
+
+
+_CODES = {
+    "BOOL": "?", "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q", "INT8": "b", "INT16": "h", "INT32": "i",
+    "INT64": "q", "FP16": "e", "FP32": "f", "FP64": "d",
+}  # fmt: skip
+"""Data types -> the letters of `struct`, which refuses what does not fit."""
+
+
+class _Packer(NamedTuple):
+    """Packs the rows of a tensor with one fixed axis without an array in between."""
+
+    decoder: msgspec.json.Decoder[list[list[Any]]]
+    row: struct.Struct
+
+
+@functools.lru_cache(maxsize=1024)
+def _packer(tensor: TensorSpec) -> _Packer | None:
+    if tensor.dtype not in _CODES or len(tensor.shape) != 1 or tensor.shape[0] is None:
+        return None
+    row = struct.Struct(f"<{tensor.shape[0]}{_CODES[tensor.dtype]}")
+    return _Packer(_list_decoder(tensor.dtype, 1, allow_missing=False), row)
+
+
+def read(raw: bytes | memoryview, spec: ModelSpec, *, max_rows: int) -> tuple[int, bytes]:
+    """Read the `inputs` of a request and pack them: their count, and what `pack(parse(...))` gives.
+
+    Plain rows, one flat list each, take a short way: for a single one numpy takes longer than all else together.
+
+    Raises:
+        MalformedError, InvalidRequestError: as `parse` does.
+    """
+    plain = len(raw) <= _LARGE_BYTES and len(spec.inputs) == 1 and spec.text is None
+    packer = _packer(spec.inputs[0]) if plain else None
+    if packer is not None:
+        try:
+            rows = packer.decoder.decode(raw)
+            _check_count(len(rows), max_rows)
+            data = b"".join([packer.row.pack(*row) for row in rows])
+        except (msgspec.DecodeError, ValueError, OverflowError, RecursionError, struct.error):
+            pass  # odd or at fault: the long way tells
+        else:
+            tensor = spec.inputs[0]
+            column = (DTYPES[tensor.dtype], tensor.shape, data)
+            return len(rows), msgspec.msgpack.encode((len(rows), {tensor.name: column}))
+    block = parse(raw, spec, max_rows=max_rows)
+    return block.count, pack(block)
 
 
 def parse(raw: bytes | memoryview, spec: ModelSpec, *, max_rows: int) -> RowBlock:
