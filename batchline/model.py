@@ -58,6 +58,8 @@ class BatchPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     max_batch_size: int = 64
     """Most rows of one forward pass; 1 means no batching."""
+    max_bulk_batch_size: int | None = None
+    """The same for batches; None: found by measuring, from max_batch_size upwards. Where that is 1, so is this."""
     max_queue_delay_microseconds: int = 0
     """How long a free device waits for more rows; 0 takes what is there."""
     pool: str = "cpu"

@@ -167,6 +167,8 @@ def _policy_fault(policy: BatchPolicy) -> str | None:
     """What of a policy cannot be; not a number (nan) is within no range."""
     if not 1 <= policy.max_batch_size <= _MAX_BATCH_SIZE:
         return f"max_batch_size must be 1 to {_MAX_BATCH_SIZE}"
+    if policy.max_bulk_batch_size is not None and not 1 <= policy.max_bulk_batch_size <= _MAX_BATCH_SIZE:
+        return f"max_bulk_batch_size must be 1 to {_MAX_BATCH_SIZE}"
     if not 0 < policy.predict_timeout_s <= _MAX_PREDICT_S:
         return f"predict_timeout_s must be above 0 and at most {_MAX_PREDICT_S}"
     if not 0 <= policy.max_queue_delay_microseconds <= _MAX_DELAY_US:

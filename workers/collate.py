@@ -56,7 +56,7 @@ def collate(
     columns = _columns(blocks, spec, encode)
     if all(isinstance(column, np.ndarray) for column in columns.values()):
         whole = MicroBatch(cast("dict[str, Array]", columns), range(sum(b.count for b in blocks)))
-        return _cut(whole, max_rows)
+        return cut(whole, max_rows)
     rows = {name: cast("list[Array]", list(column)) for name, column in columns.items()}
     shapes = list(zip(*([row.shape for row in column] for column in rows.values()), strict=True))
     padding = spec.policy.padding
@@ -71,7 +71,7 @@ def collate(
     batches: list[MicroBatch] = []
     for group in groups:
         inputs = {name: _stack([column[i] for i in group], name, padding) for name, column in rows.items()}
-        batches += _cut(MicroBatch(inputs, group), max_rows)
+        batches += cut(MicroBatch(inputs, group), max_rows)
     return batches
 
 
@@ -113,7 +113,8 @@ def _join(columns: list[Column]) -> Column:
     return [row for column in columns for row in cast("list[Array]", column)]
 
 
-def _cut(whole: MicroBatch, max_rows: int) -> list[MicroBatch]:
+def cut(whole: MicroBatch, max_rows: int) -> list[MicroBatch]:
+    """The rows in parts of at most so many."""
     count = len(whole.rows)
     if count <= max_rows:
         return [whole]

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from batchline.errors import OutOfMemoryError, RowError
+from batchline.job import Lane
 from batchline.metrics import MICRO_BATCH_ROWS
 from batchline.rows import Array
-from workers.collate import MicroBatch
+from workers.collate import MicroBatch, cut
 from workers.models import LoadedModel
 
 log = logging.getLogger("workers")
 
 _REMEMBER_S = 600.0
 _HUNG = 70
+_BULK_WAITS_S = 1.0
+"""So long does a bulk pass stand back for online work that never ends; then it has one turn."""
+_RECENT_S = 1.0
 _MESSAGE_CHARS = 300
 
 
@@ -38,6 +44,8 @@ class Predicted:
     """Rows that cannot be predicted, and why."""
     no_room: set[int] = field(default_factory=set[int])
     """Rows that found no memory even alone."""
+    refused: int = 0
+    """Rows of the largest pass that raised."""
     predict_s: float = 0.0
     wait_s: float = 0.0
     """Time spent waiting for the device."""
@@ -50,10 +58,10 @@ class Sizes:
         self._clock = clock
         self._limits: dict[int, tuple[int, float]] = {}
 
-    def limit(self, model: LoadedModel) -> int:
-        """Most rows of one forward pass."""
+    def limit(self, model: LoadedModel, *, most: int | None = None) -> int:
+        """Most rows of one forward pass; without memory troubles `most`, or as the policy says."""
         rows, until = self._limits.get(model.id, (0, 0.0))
-        most = model.spec.policy.max_batch_size
+        most = model.spec.policy.max_batch_size if most is None else most
         return min(rows, most) if self._clock() < until else most
 
     def had_no_room(self, model: LoadedModel, rows: int) -> int:
@@ -64,13 +72,16 @@ class Sizes:
 
 
 class Device:
-    """The lock of the device, and the watchdog over who holds it.
+    """The lock of the device, online work before bulk, and the watchdog over who holds it.
 
     A forward pass that hangs cannot be stopped in a thread: the process is ended, and its lease brings the jobs back.
     """
 
     def __init__(self, *, hung: Callable[[], None] = lambda: os._exit(_HUNG)) -> None:
-        self._lock = threading.Lock()
+        self._change = threading.Condition()
+        self._busy = False
+        self._waiting = 0
+        self._online_at = -math.inf
         self._pass: tuple[str, float] | None = None
         self._hung = hung
         self._closed = threading.Event()
@@ -83,9 +94,29 @@ class Device:
         self._closed.set()
 
     @contextmanager
-    def occupy(self) -> Generator[None]:
-        with self._lock:
+    def occupy(self, lane: Lane = Lane.ONLINE) -> Generator[None]:
+        """Have the device. Bulk goes behind all online work that waits, but for one pass a second."""
+        with self._change:
+            if lane is Lane.BULK:
+                self._change.wait_for(lambda: not self._busy and not self._waiting, _BULK_WAITS_S)
+                self._change.wait_for(lambda: not self._busy)
+            else:
+                self._waiting += 1
+                self._change.wait_for(lambda: not self._busy)
+                self._waiting -= 1
+            self._busy = True
+        try:
             yield
+        finally:
+            with self._change:
+                self._busy = False
+                if lane is Lane.ONLINE:
+                    self._online_at = time.monotonic()
+                self._change.notify_all()
+
+    def online_waits(self) -> bool:
+        """Whether online work wants the device, or had it within the last second."""
+        return self._waiting > 0 or time.monotonic() - self._online_at < _RECENT_S
 
     @contextmanager
     def forward(self, model: LoadedModel) -> Generator[None]:
@@ -106,6 +137,18 @@ class Device:
                 self._hung()
 
 
+class Pace(Protocol):
+    """How large the passes of bulk work are."""
+
+    def rows(self, model: LoadedModel, *, online: bool = False) -> int:
+        """Most rows of the next pass; `online`: while online work waits."""
+        ...
+
+    def note(self, model: LoadedModel, rows: int, seconds: float, size_bytes: int) -> None:
+        """Learn from a pass of so many rows that went well; size_bytes: of its inputs and outputs."""
+        ...
+
+
 class Predictor:
     """Runs micro-batches on one device."""
 
@@ -113,27 +156,48 @@ class Predictor:
         self._device = device
         self._sizes = sizes
 
-    def run(self, model: LoadedModel, batches: Sequence[MicroBatch], begin: Callable[[int], None]) -> Predicted:
-        """Run the micro-batches of one claim; the device is let go between them.
+    def run(
+        self,
+        model: LoadedModel,
+        batches: Sequence[MicroBatch],
+        begin: Callable[[int], None],
+        *,
+        pace: Pace | None = None,
+    ) -> Predicted:
+        """Run the micro-batches of one claim; the device is let go between passes.
 
         Args:
             model: what to run.
             batches: every row of the claim once.
-            begin: called with the number of passes so far whenever the device is ours; what it raises, is raised.
+            begin: called with the number of passes tried so far whenever the device is ours; what it raises, is raised.
+            pace: of bulk work: it stands back for online work, and its micro-batches are cut once the device is ours.
         """
         done = Predicted()
-        for batch in batches:
+        lane = Lane.ONLINE if pace is None else Lane.BULK
+        todo = list(reversed(batches))
+        tried = 0
+        while todo:
+            batch = todo.pop()
             waited = time.monotonic()
-            with self._device.occupy():
-                begin(len(done.passes))
+            with self._device.occupy(lane):
+                begin(tried)
                 at = time.monotonic()
                 done.wait_s += at - waited
-                self._run(model, batch, done)
+                if pace and (rows := pace.rows(model, online=self._device.online_waits())) < len(batch.rows):
+                    todo.append(batch.part(rows, len(batch.rows)))
+                    batch = batch.part(0, rows)
+                again = self._run(model, batch, done, pace)
                 done.predict_s += time.monotonic() - at
+            tried += 1
+            todo += reversed(again)
+        if done.refused > model.spec.policy.max_batch_size and not done.faults:
+            self._sizes.had_no_room(model, done.refused)  # nobody was guilty: so many are refused
         return done
 
-    def _run(self, model: LoadedModel, batch: MicroBatch, done: Predicted) -> None:
+    def _run(self, model: LoadedModel, batch: MicroBatch, done: Predicted, pace: Pace | None) -> list[MicroBatch]:
+        """One pass; returns the parts that are to be tried instead."""
         count = len(batch.rows)
+        at = time.monotonic()
         try:
             with self._device.forward(model):
                 outputs = model.runtime.run(batch.inputs)
@@ -141,23 +205,22 @@ class Predictor:
         except (OutOfMemoryError, MemoryError):
             half = self._sizes.had_no_room(model, count)
             log.warning("out of memory", extra={"model": model.spec.ref, "rows": count, "next": half})
-            if count == 1:
-                done.no_room.add(batch.rows[0])
-            else:
-                self._halve(model, batch, half, done)
+            if count > 1:
+                return cut(batch, half)
+            done.no_room.add(batch.rows[0])
         except Exception as e:
-            if count == 1:
-                done.faults[batch.rows[0]] = _safe(e)
-                log.info("row refused", extra={"model": model.spec.ref, "error": str(e)[:_MESSAGE_CHARS]})
-            else:
-                self._halve(model, batch, count // 2, done)
+            done.refused = max(done.refused, count)
+            if count > 1:
+                return cut(batch, count // 2)
+            done.faults[batch.rows[0]] = _safe(e)
+            log.info("row refused", extra={"model": model.spec.ref, "error": str(e)[:_MESSAGE_CHARS]})
         else:
             MICRO_BATCH_ROWS.labels(model.spec.ref).observe(count)
             done.passes.append((batch.rows, outputs))
-
-    def _halve(self, model: LoadedModel, batch: MicroBatch, size: int, done: Predicted) -> None:
-        for at in range(0, len(batch.rows), size):
-            self._run(model, batch.part(at, min(at + size, len(batch.rows))), done)
+            if pace:
+                size = sum(a.nbytes for arrays in (batch.inputs, outputs) for a in arrays.values())
+                pace.note(model, count, time.monotonic() - at, size)
+        return []
 
 
 def _check_lengths(outputs: dict[str, Array], count: int) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+import time
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchline.errors import OutOfMemoryError
+from batchline.job import Lane
 from batchline.model import BatchPolicy, ModelSpec
 from workers.collate import MicroBatch
 from workers.models import LoadedModel
@@ -80,6 +82,90 @@ def test_the_size_that_fits_is_remembered_for_ten_minutes() -> None:
     predict(loaded, 16, sizes)
     assert sizes.limit(loaded) == 2
     now[0] = 601.0
+    assert sizes.limit(loaded) == 16
+
+
+def test_waiting_online_work_has_the_device_before_the_next_bulk_pass() -> None:
+    """Bulk that came first stands back for online work that waits when the device becomes free."""
+    device = Device()
+    order: list[Lane] = []
+    waiting = threading.Semaphore(0)
+
+    def one(lane: Lane) -> None:
+        waiting.release()
+        with device.occupy(lane):
+            order.append(lane)
+
+    threads = [threading.Thread(target=one, args=(lane,)) for lane in (Lane.BULK, Lane.ONLINE, Lane.ONLINE)]
+    with device.occupy(Lane.BULK):
+        assert not device.online_waits()
+        for thread in threads:
+            thread.start()
+            waiting.acquire()
+        deadline = time.monotonic() + 10
+        while device._waiting < 2:
+            assert time.monotonic() < deadline
+        assert device.online_waits()
+    for thread in threads:
+        thread.join(10)
+    assert order == [Lane.ONLINE, Lane.ONLINE, Lane.BULK]
+    assert device.online_waits(), "within the last second"
+
+
+def test_bulk_has_a_turn_a_second_under_endless_online_work() -> None:
+    """Online work that always waits does not starve a slice until its rows are nobody's any more."""
+    device, done = Device(), threading.Event()
+
+    def online() -> None:
+        while not done.is_set():
+            with device.occupy():
+                pass
+
+    threads = [threading.Thread(target=online) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    began = time.monotonic()
+    with device.occupy(Lane.BULK):
+        took = time.monotonic() - began
+    done.set()
+    for thread in threads:
+        thread.join(10)
+    assert took < 5
+
+
+def test_bulk_micro_batches_are_cut_to_the_pace_when_the_device_is_theirs() -> None:
+    """Every pass asks anew; every row is predicted once, in order."""
+    runtime = Fake()
+    wanted = iter([4, 1, 3, 100])
+
+    class Pace:
+        noted: ClassVar[list[int]] = []
+
+        def rows(self, model: LoadedModel, *, online: bool = False) -> int:
+            return next(wanted)
+
+        def note(self, model: LoadedModel, rows: int, seconds: float, size_bytes: int) -> None:
+            self.noted.append(rows)
+
+    batch = MicroBatch({"x": np.arange(20)}, range(20))
+    done = Predictor(Device(), Sizes()).run(model(runtime), [batch], lambda _: None, pace=Pace())
+    assert runtime.sizes == [4, 1, 3, 12] == Pace.noted
+    assert [row for rows, _ in done.passes for row in rows] == list(range(20))
+
+
+def test_a_size_that_is_refused_though_no_row_is_guilty_is_remembered() -> None:
+    """A graph may be made for so many rows and no more: beyond max_batch_size that is not the rows' fault."""
+
+    class Narrow(Fake):
+        def run(self, inputs: Any) -> dict[str, Any]:
+            if len(inputs["x"]) > 16:
+                raise ValueError("Reshape")
+            return super().run(inputs)
+
+    sizes, loaded = Sizes(), model(Narrow(), max_batch_size=16)
+    done = predict(loaded, 64, sizes)
+    assert not done.faults
+    assert sizes.limit(loaded, most=65_536) == 32
     assert sizes.limit(loaded) == 16
 
 
