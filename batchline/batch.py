@@ -65,15 +65,13 @@ class Condition(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
 
 
 class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Where the rows come from: exactly one of `rows`, `uri`, `table`, `file`."""
+    """Where the rows come from: exactly one of `uri`, `table`, `file`."""
 
-    rows: msgspec.Raw | None = None
-    """Inline; the API moves them into the blob store and leaves `file`."""
     uri: str | None = None
     """file:// or s3://, globs allowed; gzip by its name (.gz)."""
     format: Literal["jsonl", "csv", "parquet"] | None = None
     file: str | None = None
-    """A key of the blob store, set by the API; clients cannot."""
+    """A key of the blob store: rows that came inline, one JSON row a line. Set by the API; clients cannot."""
     database: str | None = None
     """A name that the operator configured; needed when there is more than one."""
     table: str | None = None
@@ -319,3 +317,5 @@ class BatchView:
     """Rows done in the last minute, per second; 0 when nothing ran."""
     slices: int
     slices_done: int
+    results_pruned: bool = False
+    """Its result lines and the payloads of its slices have been removed; the files and tables that it wrote stay."""
