@@ -30,6 +30,14 @@ BREAK_S = 2.0
 """After a failed call Redis is left alone this long, so that a hung one costs one timeout and not one a call."""
 
 
+_NUDGE = """
+if not redis.call('SET', KEYS[1], 1, 'NX', 'PX', ARGV[1]) and ARGV[2] == '0' then return 'marked' end
+if redis.call('LLEN', KEYS[2]) >= tonumber(ARGV[3]) then return 'enough' end
+redis.call('LPUSH', KEYS[2], ARGV[4])
+return 'sent'
+"""
+
+
 class Hints:
     """The markers and announcements of one process."""
 
@@ -48,17 +56,20 @@ class Hints:
         self._closed = threading.Event()
         self._listener: threading.Thread | None = None
 
-    def mark(self, pool: str, lane: Lane) -> bool | None:
-        """Take the marker of (pool, lane): True taken, False it is out already, None Redis did not say."""
-        return self._call(lambda: bool(self._redis.set(_marker(pool, lane), 1, nx=True, px=MARKER_MS)))
+    def nudge(self, pool: str, lane: Lane, queue: str, message: str, *, most: int, force: bool) -> str | None:
+        """Take the marker of (pool, lane) and put a message into a Celery queue, both or neither, in one round trip.
+
+        Returns:
+            What came of it: `sent`; `marked`, the marker is out already (`force` sends all the same); `enough`, the
+            queue holds `most` messages; None, Redis did not say.
+        """
+        keys = (_marker(pool, lane), queue)
+        told = self._call(lambda: self._redis.eval(_NUDGE, 2, *keys, MARKER_MS, int(force), most, message))
+        return None if told is None else cast("bytes", told).decode()
 
     def unmark(self, pool: str, lane: Lane) -> None:
         """Delete the marker, so that a later commit nudges for itself."""
         self._call(lambda: self._redis.delete(_marker(pool, lane)))
-
-    def waiting(self, queue: str) -> int | None:
-        """How many messages a Celery queue holds; None when Redis does not say."""
-        return self._call(lambda: int(self._redis.llen(queue)))
 
     def ping(self) -> bool:
         """Whether Redis answers."""

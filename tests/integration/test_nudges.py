@@ -1,0 +1,93 @@
+"""Nudges in Redis: one at a time, never more than enough, and as Celery itself would send them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from batchline.job import Lane
+from batchline.local.servers import ValkeyServer, free_port
+from batchline.queue import celery_queue
+from batchline.queue.celery_queue import TASK, CeleryNudger, make_app, queue_name
+from batchline.queue.hints import Hints
+
+QUEUE = queue_name("cpu", Lane.ONLINE)
+
+
+@pytest.fixture
+def server(valkey: ValkeyServer) -> Iterator[Any]:
+    """A client of an empty Redis."""
+    client = redis.Redis.from_url(valkey.url)
+    client.flushdb()
+    yield client
+    client.flushdb()
+    client.close()
+
+
+@pytest.fixture
+def hints(valkey: ValkeyServer) -> Iterator[Hints]:
+    made = Hints(valkey.url)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def nudger(valkey: ValkeyServer, hints: Hints) -> Iterator[CeleryNudger]:
+    made = CeleryNudger(valkey.url, hints)
+    yield made
+    made.close()
+
+
+def test_one_nudge_is_out_at_a_time(server: Any, hints: Hints, nudger: CeleryNudger) -> None:
+    """The marker holds the next one back until a worker deletes it; `force` does not look at it."""
+    sent = [nudger._send("cpu", Lane.ONLINE, force=force) for force in (False, False, True)]
+    assert sent == ["sent", "marked", "sent"]
+    assert nudger._send("cpu", Lane.BULK, force=False) == "sent"
+    hints.unmark("cpu", Lane.ONLINE)
+    assert nudger._send("cpu", Lane.ONLINE, force=False) == "sent"
+    assert server.llen(QUEUE) == 3
+
+
+def test_a_queue_that_nobody_serves_stops_growing(server: Any, nudger: CeleryNudger) -> None:
+    """The dispatch chore forces a nudge a second for as long as jobs wait, and there may be no worker for days."""
+    sent = [nudger._send("cpu", Lane.ONLINE, force=True) for _ in range(celery_queue._ENOUGH + 50)]
+    assert sent.count("enough") == 50
+    assert server.llen(QUEUE) == celery_queue._ENOUGH
+    server.delete(QUEUE)
+    assert nudger._send("cpu", Lane.ONLINE, force=True) == "sent"
+
+
+def test_a_nudge_is_what_celery_sends(server: Any, valkey: ValkeyServer, nudger: CeleryNudger) -> None:
+    """Word for word, but for ids of its own."""
+    nudger._send("cpu", Lane.ONLINE, force=True)
+    with make_app(valkey.url) as app:
+        app.send_task(TASK, ("cpu", Lane.ONLINE.value), queue=QUEUE, retry=False, ignore_result=True)
+    celerys, ours = (json.loads(message) for message in server.lrange(QUEUE, 0, -1))
+    assert ours["headers"]["id"] == ours["headers"]["root_id"] == ours["properties"]["correlation_id"]
+    for message in (celerys, ours):
+        for part, names in (
+            ("headers", ("id", "root_id")),
+            ("properties", ("correlation_id", "delivery_tag", "reply_to")),
+        ):
+            for name in names:
+                message[part][name] = "an id"
+    assert ours == celerys
+
+
+def test_two_nudges_are_two_tasks(server: Any, nudger: CeleryNudger) -> None:
+    """Flower knows a task by its id."""
+    for _ in range(2):
+        nudger._send("cpu", Lane.ONLINE, force=True)
+    assert len({json.loads(message)["headers"]["id"] for message in server.lrange(QUEUE, 0, -1)}) == 2
+
+
+def test_no_redis_is_a_nudge_that_failed() -> None:
+    """And nothing that anybody upstream hears of."""
+    url = f"redis://127.0.0.1:{free_port()}"
+    nudger = CeleryNudger(url, Hints(url))
+    assert nudger._send("cpu", Lane.ONLINE, force=False) == "failed"
+    nudger.close()
