@@ -1,16 +1,29 @@
-"""The store: the truth about jobs, in Postgres. `open_store` is the door; `contract` says what stands behind it."""
+"""The store: the truth about jobs, in Postgres. `open_store` is the door; the two contracts say what stands behind."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from batchline.store import catalogue, chores, claims, contract, jobs, workers
+from batchline.store import (
+    batch_contract,
+    batch_results,
+    batches,
+    catalogue,
+    chores,
+    claims,
+    contract,
+    files,
+    jobs,
+    schedules,
+    slices,
+    workers,
+)
 from batchline.store.postgres import Database
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Five rooms over one pool of connections; a process takes the rooms it needs."""
+    """Ten rooms over one pool of connections; a process takes the rooms it needs."""
 
     db: Database
     jobs: contract.Jobs
@@ -18,6 +31,11 @@ class Store:
     workers: contract.Workers
     chores: contract.Chores
     catalogue: contract.Catalogue
+    batches: batch_contract.Batches
+    slices: batch_contract.Slices
+    results: batch_contract.Results
+    files: batch_contract.Files
+    schedules: batch_contract.Schedules
 
     def close(self) -> None:
         self.db.close()
@@ -25,5 +43,21 @@ class Store:
 
 def open_store(url: str, *, connections: int = 6, statement_timeout_s: float = 30.0) -> Store:
     """Open a pool on a migrated database; connects at the first call."""
-    db = Database(url, connections=connections, statement_timeout_s=statement_timeout_s)
-    return Store(db, jobs.Jobs(db), claims.Claims(db), workers.Workers(db), chores.Chores(db), catalogue.Catalogue(db))
+    return store_on(Database(url, connections=connections, statement_timeout_s=statement_timeout_s))
+
+
+def store_on(db: Database) -> Store:
+    """The rooms over a pool that is there already."""
+    return Store(
+        db,
+        jobs.Jobs(db),
+        claims.Claims(db),
+        workers.Workers(db),
+        chores.Chores(db),
+        catalogue.Catalogue(db),
+        batches.Batches(db),
+        slices.Slices(db),
+        batch_results.Results(db),
+        files.Files(db),
+        schedules.Schedules(db),
+    )

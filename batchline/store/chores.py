@@ -6,33 +6,41 @@ import time
 
 from batchline.job import Lane, Move, first_id_at, guard
 from batchline.store.contract import Backlog, Rescued
+from batchline.store.failures import FAILED
 from batchline.store.postgres import Database
 
 _STEP = 10_000
 """Rows a chore moves in one statement."""
 
+_CRASHES = 200
+"""How often a slice may crash alone: narrowing a million rows down to a guilty one takes twenty."""
+
 # A crash in company proves nothing: the job becomes suspect. Only a crash while exposed, alone in a forward pass,
-# counts towards poison.
+# counts towards poison. Of a slice it counts nothing: the next attempt narrows down what was exposed, until one row is
+# guilty; but a slice that crashes alone for ever, wherever, is given up too.
 _RESCUE = f"""
 WITH lost AS MATERIALIZED (
-  SELECT j.id FROM jobs j JOIN workers w ON w.id = j.worker_id
+  SELECT j.id, s.job_id IS NOT NULL AS slice,
+    CASE WHEN s.job_id IS NULL THEN j.exposed AND j.failures + 1 >= %(max)s
+         ELSE j.suspect AND s.crashes >= {_CRASHES} END AS poison
+  FROM jobs j JOIN workers w ON w.id = j.worker_id LEFT JOIN slices s ON s.job_id = j.id
   WHERE {guard(Move.RESCUE)} AND w.lease_until < now() LIMIT %(step)s FOR UPDATE OF j SKIP LOCKED
+), crashed AS (
+  UPDATE slices s SET crashes = s.crashes + j.suspect::int, died = s.died OR j.exposed
+  FROM lost, jobs j WHERE lost.slice AND s.job_id = lost.id AND j.id = lost.id AND NOT lost.poison
 ), u AS (
-  UPDATE jobs j SET worker_id = NULL, exposed = false, suspect = true, failures = j.failures + j.exposed::int,
-    status = CASE WHEN j.exposed AND j.failures + 1 >= %(max)s THEN 'failed' ELSE 'queued' END::job_status,
-    finished_at = CASE WHEN j.exposed AND j.failures + 1 >= %(max)s THEN now() END,
-    rows_failed = CASE WHEN j.exposed AND j.failures + 1 >= %(max)s THEN j.rows ELSE 0 END,
-    code = CASE WHEN j.exposed AND j.failures + 1 >= %(max)s THEN 'poison' END,
-    run_at = CASE WHEN j.exposed AND j.failures + 1 < %(max)s THEN now() + j.failures * interval '1 second' END
+  UPDATE jobs j SET worker_id = NULL, exposed = false, suspect = true,
+    failures = j.failures + (j.exposed AND NOT lost.slice)::int,
+    status = CASE WHEN lost.poison THEN 'failed' ELSE 'queued' END::job_status,
+    finished_at = CASE WHEN lost.poison THEN now() END,
+    rows_failed = CASE WHEN lost.poison THEN j.rows ELSE 0 END,
+    code = CASE WHEN lost.poison THEN 'poison' END,
+    run_at = CASE WHEN j.exposed AND NOT lost.poison AND NOT lost.slice
+                  THEN now() + j.failures * interval '1 second' END
   FROM lost WHERE j.id = lost.id AND {guard(Move.RESCUE)}
-  RETURNING j.id, j.status, j.rows
-), r AS (
-  INSERT INTO job_results (job_id, errors)
-  SELECT u.id, (SELECT json_agg(json_build_object('row', n, 'code', 'poison', 'message',
-                  'The worker process died each time this job ran alone; it is not tried again.'))
-                FROM generate_series(0, u.rows - 1) n)
-  FROM u WHERE u.status = 'failed' ORDER BY u.id
-)
+  RETURNING j.id, j.status, j.lane, j.rows, j.code,
+    'The worker process died each time this job ran alone; it is not tried again.' AS error
+), {FAILED}
 SELECT id, status::text FROM u
 """
 
@@ -69,11 +77,12 @@ SELECT DISTINCT m.pool, w.lane::text FROM models m CROSS JOIN LATERAL (
 """
 
 # Ids sort by time of creation, and what ended before a time was made before it: both prunes walk a primary key from
-# its old end up to `before`. The inputs' key holds no job that is pruned already.
+# its old end up to `before`. The inputs' key holds no job that is pruned already. Slices go with their batch.
 _PRUNE_RESULTS = """
 WITH old AS MATERIALIZED (
   SELECT j.id FROM job_inputs i JOIN jobs j ON j.id = i.job_id
-  WHERE i.job_id < %(before)s AND j.id < %(before)s AND j.finished_at < now() - %(kept)s * interval '1 second'
+  WHERE i.job_id < %(before)s AND j.id < %(before)s AND j.lane = 'online'
+    AND j.finished_at < now() - %(kept)s * interval '1 second'
   ORDER BY i.job_id LIMIT %(step)s FOR UPDATE OF j SKIP LOCKED
 ), i AS (DELETE FROM job_inputs USING old WHERE job_id = old.id
 ), r AS (DELETE FROM job_results USING old WHERE job_id = old.id)
@@ -83,7 +92,8 @@ UPDATE jobs j SET result_pruned = true FROM old WHERE j.id = old.id RETURNING j.
 _PRUNE_JOBS = """
 WITH old AS MATERIALIZED (
   SELECT j.id FROM jobs j
-  WHERE j.id < %(before)s AND j.result_pruned AND j.finished_at < now() - %(kept)s * interval '1 second'
+  WHERE j.id < %(before)s AND j.lane = 'online' AND j.result_pruned
+    AND j.finished_at < now() - %(kept)s * interval '1 second'
   ORDER BY j.id LIMIT %(step)s FOR UPDATE SKIP LOCKED
 )
 DELETE FROM jobs USING old WHERE jobs.id = old.id RETURNING jobs.id
@@ -106,7 +116,8 @@ _QUEUED = (
     "SELECT tenant_id, model_id, lane, rows, created_at FROM jobs WHERE status = 'queued' AND EXISTS (SELECT FROM turn)"
 )
 
-# One process counts at a time: whoever finds the mark older than the interval and unlocked. Each part of the queue has
+# One process counts at a time: whoever finds the mark older than the interval and unlocked. Slices of paused batches
+# (run_at is infinity) wait for nobody and are not counted. Each part of the queue has
 # its partial index; asked for together, they would be answered by a scan of all jobs ever kept.
 _COUNT = f"""
 WITH turn AS MATERIALIZED (
@@ -116,7 +127,7 @@ WITH turn AS MATERIALIZED (
 ), counted AS MATERIALIZED (
   SELECT tenant_id, model_id, lane, count(*) AS jobs, sum(rows) AS rows, min(created_at) AS oldest_at
   FROM ({_QUEUED} AND run_at IS NULL AND NOT suspect UNION ALL {_QUEUED} AND run_at IS NULL AND suspect
-        UNION ALL {_QUEUED} AND run_at IS NOT NULL) q GROUP BY 1, 2, 3
+        UNION ALL {_QUEUED} AND run_at < 'infinity') q GROUP BY 1, 2, 3
 ), gone AS (
   DELETE FROM backlog b WHERE EXISTS (SELECT 1 FROM turn)
     AND NOT EXISTS (SELECT 1 FROM counted c WHERE (c.tenant_id, c.model_id, c.lane) = (b.tenant_id, b.model_id, b.lane))

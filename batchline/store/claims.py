@@ -11,6 +11,7 @@ import psycopg2
 from batchline.errors import InvalidRequestError
 from batchline.job import TRANSITIONS, ClaimedJob, FinishedJob, Lane, Move, guard, names
 from batchline.store.contract import Claim, Failure, Head
+from batchline.store.failures import FAILED
 from batchline.store.postgres import Database, columns
 
 # A claim lost in a crash of Postgres is a job that is still queued, so it need not wait for the disk.
@@ -106,13 +107,8 @@ WITH t AS MATERIALIZED (
     code = CASE WHEN j.failures + 1 >= %(max)s THEN t.code END,
     run_at = CASE WHEN j.failures + 1 >= %(max)s THEN NULL ELSE now() + t.delay_s * interval '1 second' END
   FROM mine, t WHERE j.id = mine.id AND t.id = mine.id AND {guard(Move.RETRY)}
-  RETURNING j.id, j.status, j.rows, t.code, t.error
-), r AS (
-  INSERT INTO job_results (job_id, errors)
-  SELECT u.id, (SELECT json_agg(json_build_object('row', n, 'code', u.code, 'message', u.error))
-                FROM generate_series(0, u.rows - 1) n)
-  FROM u WHERE u.status = 'failed' ORDER BY u.id
-)
+  RETURNING j.id, j.status, j.lane, j.rows, t.code, t.error
+), {FAILED}
 SELECT id, status::text FROM u
 """
 

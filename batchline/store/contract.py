@@ -230,6 +230,8 @@ class Claims(Protocol):
     def retry(self, worker_id: uuid.UUID, failures: Sequence[Failure], *, max_failures: int) -> dict[uuid.UUID, str]:
         """Move RETRY: charge a failure; queue again after `delay_s`, or end as failed when the budget is spent.
 
+        A job that fails gets the error for every row; a slice gets it once, of row null.
+
         Returns:
             The new status of each job that was still this attempt's.
         """
@@ -307,7 +309,8 @@ class Chores(Protocol):
         """Move RESCUE, or POISON: take back the running jobs of workers whose lease has run out.
 
         They become suspects. Only a crash while exposed charges a failure; at `max_failures` the job ends as failed,
-        with code `poison` and an error for every row.
+        with code `poison` and an error for every row. A slice is charged nothing (see `Slices.expose`) and given up
+        when it has crashed alone 200 times; it gets one error in all, of row null.
         """
         ...
 
@@ -326,7 +329,7 @@ class Chores(Protocol):
     def prune(self, *, results_kept_s: float, jobs_kept_s: float, keys_kept_s: float) -> int:
         """One step each: inputs and results of jobs that ended so long ago, job rows, idempotency keys, dead workers.
 
-        A row goes only after its result has gone, in a later step.
+        Slices are left to `Batches.prune`. A row goes only after its result has gone, in a later step.
 
         Returns:
             How much went; call again until it is 0.

@@ -123,7 +123,11 @@ jobs = Table(
         postgresql_where=text("status = 'queued' AND run_at IS NULL AND NOT suspect"),
     ),
     Index(
-        "jobs_suspect", "model_id", "rank", postgresql_where=text("status = 'queued' AND run_at IS NULL AND suspect")
+        "jobs_suspect",
+        "model_id",
+        "lane",
+        "rank",
+        postgresql_where=text("status = 'queued' AND run_at IS NULL AND suspect"),
     ),
     Index("jobs_running", "worker_id", postgresql_where=text("status = 'running'")),
     Index("jobs_run_at", "run_at", postgresql_where=text("status = 'queued' AND run_at IS NOT NULL")),
@@ -316,5 +320,6 @@ schedule_runs = Table(
     Column("detail", String, comment="why"),
     Column("batch_id", Uuid),
     Column("created_at", _AT, nullable=False, server_default=_NOW),
+    Index("schedule_runs_old", "created_at"),
     Index("schedule_runs_queued", "schedule_id", "fire_at", postgresql_where=text("outcome = 'queued'")),
 )

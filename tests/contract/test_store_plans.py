@@ -9,7 +9,7 @@ import pytest
 import stack
 
 from batchline.job import Lane
-from batchline.store import Store, catalogue, chores, claims, jobs, workers
+from batchline.store import Store, catalogue, chores, store_on
 from batchline.store.contract import Failure
 from batchline.store.postgres import Database
 
@@ -79,9 +79,7 @@ def full(request: Any, postgres: Any, template: str) -> Iterator[tuple[Store, Ex
         }
         real.close()
         db = Explaining(url)
-        store = Store(
-            db, jobs.Jobs(db), claims.Claims(db), workers.Workers(db), chores.Chores(db), catalogue.Catalogue(db)
-        )
+        store = store_on(db)
         yield store, db, found
 
 

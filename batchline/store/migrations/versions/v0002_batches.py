@@ -30,6 +30,7 @@ def upgrade() -> None:
     _slices()
     _files()
     _schedules()
+    _suspects("model_id", "lane", "rank")
     # A list of jobs shows no slices; it should not have to pass over them.
     op.drop_index("jobs_tenant", "jobs")
     op.create_index("jobs_online", "jobs", ["tenant_id", "id"], postgresql_where=sa.text("lane = 'online'"))
@@ -45,6 +46,14 @@ def downgrade() -> None:
     STATUS.drop(op.get_bind())
     op.drop_index("jobs_online", "jobs")
     op.create_index("jobs_tenant", "jobs", ["tenant_id", "id"])
+    _suspects("model_id", "rank")
+
+
+def _suspects(*columns: str) -> None:
+    """Suspects of the lanes run apart since there are slices."""
+    op.drop_index("jobs_suspect", "jobs")
+    where = sa.text("status = 'queued' AND run_at IS NULL AND suspect")
+    op.create_index("jobs_suspect", "jobs", [*columns], postgresql_where=where)
 
 
 def _batches() -> None:
@@ -291,6 +300,7 @@ def _schedules() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.PrimaryKeyConstraint("schedule_id", "fire_at"),
     )
+    op.create_index("schedule_runs_old", "schedule_runs", ["created_at"], unique=False)
     op.create_index(
         "schedule_runs_queued",
         "schedule_runs",

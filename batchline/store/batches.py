@@ -1,0 +1,121 @@
+"""Batches as clients see them: submit, read, list, cancel, pause, resume, slices. What the scheduler does is beside."""
+
+from __future__ import annotations
+
+import uuid
+
+import msgspec
+import psycopg2
+
+from batchline.batch import BatchView, NewBatch, Staged
+from batchline.errors import BatchlineError, StoreUnavailableError
+from batchline.job import Admitted
+from batchline.store import keys
+from batchline.store.batch_contract import SliceView
+from batchline.store.batch_moves import BatchMoves
+from batchline.store.batch_rows import CANCEL_SLICES, HOLD_SLICES, INSERT, VIEW, batch_guard, columns_of, view_of
+from batchline.store.postgres import Row
+
+_SUBMIT = f"""
+WITH wait AS MATERIALIZED (SELECT set_config('lock_timeout', '2s', true)), keyed AS (
+  INSERT INTO idempotency_keys (tenant_id, key, body_hash, job_id)
+  SELECT %(tenant_id)s::int, %(key)s::text, %(hash)s::bytea, %(id)s::uuid FROM wait WHERE %(key)s::text IS NOT NULL
+  ON CONFLICT DO NOTHING RETURNING job_id
+), inserted AS (
+  {INSERT} WHERE %(key)s::text IS NULL OR EXISTS (SELECT FROM keyed) ON CONFLICT (id) DO NOTHING
+)
+SELECT 1 WHERE %(key)s::text IS NULL OR EXISTS (SELECT FROM keyed)
+"""
+
+_READ = VIEW + "WHERE b.id = %(id)s"
+
+# The page first, so that no more is counted than shown.
+_LIST = (
+    VIEW
+    + """WHERE b.id IN (
+  SELECT p.id FROM batches p WHERE p.tenant_id = %(tenant)s AND (%(after)s::uuid IS NULL OR p.id < %(after)s::uuid)
+  ORDER BY p.id DESC LIMIT %(limit)s) ORDER BY b.id DESC"""
+)
+
+_TO_CANCEL = f"""
+UPDATE batches b SET status = 'cancelling', cancelling_at = now(), holder = NULL, lease_until = NULL
+WHERE b.id = %(id)s AND b.tenant_id = %(tenant)s AND {batch_guard("cancel")} RETURNING b.id
+"""
+
+_TO_PAUSE = f"""
+UPDATE batches b SET paused_at = coalesce(b.paused_at, now()), held = false
+WHERE b.id = %(id)s AND b.tenant_id = %(tenant)s AND {batch_guard("cancel")} RETURNING b.id
+"""
+
+_TO_RESUME = f"""
+UPDATE batches b SET paused_at = NULL, held = false
+WHERE b.id = %(id)s AND b.tenant_id = %(tenant)s AND {batch_guard("cancel")} RETURNING b.id
+"""
+
+_RESUME_SLICES = """
+WITH c AS MATERIALIZED (
+  SELECT j.id FROM jobs j WHERE j.id IN (SELECT s.job_id FROM slices s WHERE s.batch_id = %(id)s)
+    AND j.status = 'queued' AND j.run_at = 'infinity' ORDER BY j.id FOR UPDATE
+)
+UPDATE jobs j SET run_at = NULL FROM c WHERE j.id = c.id AND j.status = 'queued'
+"""
+
+_SLICES = """
+SELECT s.job_id, s.number, j.status::text, j.attempt, s.rows, j.rows_failed, j.code, r.errors->0->>'message',
+  coalesce(i.payload, ''), s.failed, s.staged, s.published
+FROM slices s JOIN jobs j ON j.id = s.job_id LEFT JOIN job_inputs i ON i.job_id = s.job_id
+LEFT JOIN job_results r ON r.job_id = s.job_id
+WHERE s.batch_id = %(id)s AND s.number > %(after)s ORDER BY s.number LIMIT %(limit)s
+"""
+
+
+class Batches(BatchMoves):
+    """See `batchline.store.batch_contract.Batches`."""
+
+    def submit(self, batch: NewBatch) -> Admitted | BatchlineError:
+        key = batch.idempotency_key
+        body_hash = psycopg2.Binary(batch.body_hash) if batch.body_hash is not None else None
+        try:
+            taken = self._db.run(_SUBMIT, {**columns_of(batch), "key": key, "hash": body_hash})
+        except StoreUnavailableError as e:
+            if not isinstance(e.__cause__, psycopg2.errors.LockNotAvailable):
+                raise
+            return keys.in_flight()
+        except (psycopg2.DataError, psycopg2.IntegrityError, ValueError) as e:
+            return keys.refusal(e)
+        if taken:
+            return Admitted(batch.id)
+        first = keys.first_of(self._db, [(batch.tenant_id, key)])
+        return keys.answer(batch.id, batch.body_hash, first.get((batch.tenant_id, key or "")))
+
+    def read(self, batch_id: uuid.UUID) -> BatchView | None:
+        rows = self._db.run(_READ, {"id": batch_id})
+        return view_of(rows[0]) if rows else None
+
+    def list(self, tenant_id: int, *, after: uuid.UUID | None, limit: int) -> list[BatchView]:
+        rows = self._db.run(_LIST, {"tenant": tenant_id, "after": after, "limit": limit})
+        return [view_of(row) for row in rows]
+
+    def cancel(self, tenant_id: int, batch_id: uuid.UUID) -> bool:
+        return self._move(_TO_CANCEL, CANCEL_SLICES, {"id": batch_id, "tenant": tenant_id})
+
+    def pause(self, tenant_id: int, batch_id: uuid.UUID) -> bool:
+        return self._move(_TO_PAUSE, HOLD_SLICES, {"id": batch_id, "tenant": tenant_id})
+
+    def resume(self, tenant_id: int, batch_id: uuid.UUID) -> bool:
+        return self._move(_TO_RESUME, _RESUME_SLICES, {"id": batch_id, "tenant": tenant_id})
+
+    def slices(self, batch_id: uuid.UUID, *, after: int = -1, limit: int = 1000) -> list[SliceView]:
+        rows = self._db.run(_SLICES, {"id": batch_id, "after": after, "limit": limit})
+        return [_slice(row) for row in rows]
+
+
+def _slice(row: Row) -> SliceView:
+    *fields, payload, failed, staged, published = row
+    return SliceView(
+        *fields,
+        payload=bytes(payload),
+        failed=bytes(failed) if failed is not None else None,
+        staged=msgspec.json.decode(staged, type=Staged) if staged is not None else None,
+        published=published,
+    )
