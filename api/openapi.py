@@ -17,8 +17,8 @@ from litestar.response.base import ASGIResponse
 
 from api import examples
 from api.http import answer
-from api.v2_tensors import InferBody
 from batchline.job import Status
+from batchline.v2_tensors import InferBody
 from batchline.wire import JobBody, JobList, Problem, SubmitBody
 
 Json = dict[str, Any]

@@ -13,12 +13,13 @@ from litestar import Request, get, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
 
-from api import encodings, prefer, v2_tensors
+from api import encodings, prefer
 from api.admission import Wishes, idempotency_key
 from api.http import answer, headers_of, read_body
 from api.ops import Health
 from api.services import Services
 from api.shapes import job_json
+from batchline import v2_tensors
 from batchline.errors import (
     ModelError,
     ResultExpiredError,
