@@ -1,4 +1,4 @@
-"""`python -m scheduler`: settings, store, queue, chores, loop."""
+"""`python -m scheduler`: settings, store, queue; the leader's chores in a loop, slow work in threads beside it."""
 
 from __future__ import annotations
 
@@ -8,31 +8,52 @@ import threading
 
 from batchline import logs, metrics, settings
 from batchline.clock import SystemClock
+from batchline.data.places import places_of
 from batchline.errors import BatchlineError
 from batchline.queue.celery_queue import CeleryNudger
 from batchline.queue.hints import Hints
 from batchline.store import migrations, open_store
 from scheduler.chores.dispatch import dispatch
 from scheduler.chores.expire import expire
+from scheduler.chores.hold import hold
 from scheduler.chores.prune import prune
 from scheduler.chores.rescue import rescue
+from scheduler.chores.threshold import threshold
+from scheduler.doors import Doors
+from scheduler.finds import Finds
 from scheduler.leader import Leader
+from scheduler.planning import Planner
+
+CLOSE_S = 5.0
 
 
 def main() -> int:
     config = settings.load()
     logs.configure(level=config.log_level)
     migrations.check(config.database_url)
-    store = open_store(config.database_url, connections=2)
+    store = open_store(config.database_url, connections=config.connections)
     hints = Hints(config.redis_url)
     nudger = CeleryNudger(config.redis_url, hints)
     metrics.serve(config.metrics_port, config.metrics_host)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
-    chores = (dispatch(config, store, nudger), rescue(config, store), expire(store), prune(config, store))
+    doors, finds = Doors(places_of(config), store), Finds(store)
+    chores = (
+        dispatch(config, store, nudger),
+        rescue(config, store),
+        expire(store),
+        threshold(store),
+        hold(store),
+        prune(config, store),
+    )
     leader = Leader(store, chores, SystemClock(), lease_s=config.leader_lease_s, worker_lease_s=config.lease_s)
+    threads = [Planner(config, store, nudger, doors, finds).station()]
+    for thread in threads:
+        thread.start()
     leader.run(stop)
+    for thread in threads:
+        thread.close(CLOSE_S)
     nudger.close()
     hints.close()
     store.close()

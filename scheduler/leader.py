@@ -38,6 +38,10 @@ class Leader:
         self._led = False
         self._renewed_at = -lease_s
 
+    def leads(self) -> bool:
+        """Whether this process held the lease when it last asked; for other threads."""
+        return self._leads
+
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set, then let go of the lease."""
         while not stop.is_set():
@@ -55,7 +59,7 @@ class Leader:
             return self._lease_s / 3
         for chore in self._chores:
             if now >= self._due.get(chore.name, 0.0):
-                again = self._run(chore)
+                again = run_chore(chore)
                 self._due[chore.name] = self._clock.monotonic() + (0.0 if again else chore.every_s)
         until = min((self._due[c.name] for c in self._chores), default=now + 1.0)
         return max(0.0, min(until - self._clock.monotonic(), self._lease_s / 3))
@@ -77,16 +81,15 @@ class Leader:
             self._renewed_at = now
         return self._leads
 
-    def _run(self, chore: Chore) -> bool:
-        """Run one step; True when it should run again at once."""
-        try:
-            moved = chore.step()
-        except Exception as e:
-            CHORE_RUNS.labels(chore.name, "failed").inc()
-            level = logging.WARNING if isinstance(e, BatchlineError) else logging.ERROR
-            log.log(
-                level, "chore failed", extra={"chore": chore.name, "error": str(e)}, exc_info=level == logging.ERROR
-            )
-            return False
-        CHORE_RUNS.labels(chore.name, "ok").inc()
-        return bool(chore.portion) and moved >= chore.portion
+
+def run_chore(chore: Chore) -> bool:
+    """Run one step, whatever it raises; True when it should run again at once."""
+    try:
+        moved = chore.step()
+    except Exception as e:
+        CHORE_RUNS.labels(chore.name, "failed").inc()
+        level = logging.WARNING if isinstance(e, BatchlineError) else logging.ERROR
+        log.log(level, "chore failed", extra={"chore": chore.name, "error": str(e)}, exc_info=level == logging.ERROR)
+        return False
+    CHORE_RUNS.labels(chore.name, "ok").inc()
+    return bool(chore.portion) and moved >= chore.portion

@@ -1,4 +1,4 @@
-"""Prune: delete results, jobs, idempotency keys and dead workers past their retention, ten thousand at a time."""
+"""Prune: delete results, jobs, batches, keys and dead workers past their retention, ten thousand at a time."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from scheduler.chore import Chore
 
 def prune(settings: Settings, store: Store) -> Chore:
     def step() -> int:
-        return store.chores.prune(
+        batches = store.batches.prune(results_kept_s=settings.results_kept_s, batches_kept_s=settings.jobs_kept_s)
+        jobs = store.chores.prune(
             results_kept_s=settings.results_kept_s,
             jobs_kept_s=settings.jobs_kept_s,
             keys_kept_s=settings.idempotency_kept_s,
         )
+        return max(batches, jobs)
 
     return Chore("prune", 60.0, step, portion=store.chores.STEP)
