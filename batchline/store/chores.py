@@ -71,7 +71,10 @@ SELECT DISTINCT m.pool, w.lane::text FROM models m CROSS JOIN LATERAL (
   (SELECT j.lane FROM jobs j WHERE j.model_id = m.id AND j.lane = 'bulk'
      AND j.status = 'queued' AND j.run_at IS NULL AND NOT j.suspect ORDER BY j.rank LIMIT 1)
   UNION ALL
-  (SELECT 'online' FROM jobs j WHERE j.model_id = m.id
+  (SELECT j.lane FROM jobs j WHERE j.model_id = m.id AND j.lane = 'online'
+     AND j.status = 'queued' AND j.run_at IS NULL AND j.suspect ORDER BY j.rank LIMIT 1)
+  UNION ALL
+  (SELECT j.lane FROM jobs j WHERE j.model_id = m.id AND j.lane = 'bulk'
      AND j.status = 'queued' AND j.run_at IS NULL AND j.suspect ORDER BY j.rank LIMIT 1)
 ) w
 """

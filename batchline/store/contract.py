@@ -179,7 +179,7 @@ class Claims(Protocol):
     """
 
     def heads(self, pool: str, lane: Lane, *, floor: int = 0) -> list[Head]:
-        """The first claimable job of each of the pool's models, and its first suspect of any lane, by rank.
+        """The first claimable job of each of the pool's models in a lane, and its first suspect there, by rank.
 
         Args:
             pool: the models' pool.
@@ -204,8 +204,8 @@ class Claims(Protocol):
         """
         ...
 
-    def claim_suspect(self, worker_id: uuid.UUID, model_id: int) -> Claim:
-        """Move CLAIM: take the model's first suspect of either lane, alone. `more` is always False."""
+    def claim_suspect(self, worker_id: uuid.UUID, model_id: int, lane: Lane = Lane.ONLINE) -> Claim:
+        """Move CLAIM: take the model's first suspect of a lane, alone. `more` is always False."""
         ...
 
     def expose(self, worker_id: uuid.UUID, job: ClaimedJob) -> bool:
@@ -323,7 +323,7 @@ class Chores(Protocol):
         ...
 
     def waiting(self) -> list[tuple[str, Lane]]:
-        """The pools and lanes that have claimable work; a suspect of either lane shows as `online`."""
+        """The pools and lanes that have claimable work, suspects included."""
         ...
 
     def prune(self, *, results_kept_s: float, jobs_kept_s: float, keys_kept_s: float) -> int:

@@ -33,7 +33,7 @@ WHERE s.job_id = j.id AND {_MINE} RETURNING 1
 """
 
 _EXPOSE = f"""
-WITH {_NO_SYNC}, u AS (UPDATE jobs j SET exposed = true FROM off WHERE {_MINE} RETURNING j.id)
+WITH {_NO_SYNC}, u AS (UPDATE jobs j SET exposed = %(from)s < %(upto)s FROM off WHERE {_MINE} RETURNING j.id)
 UPDATE slices s SET exposed_from = %(from)s, exposed_upto = %(upto)s, died = false FROM u
 WHERE s.job_id = u.id RETURNING 1
 """
@@ -107,7 +107,7 @@ class Slices:
             "code": "predict_failed" if none_left else None,
             "rows": done.rows,
             "failed": failed,
-            "bits": psycopg2.Binary(rows_to_bits(list(done.failed), done.rows)) if failed else None,
+            "bits": psycopg2.Binary(rows_to_bits(list(done.failed), max(done.failed) + 1)) if failed else None,
             "staged": msgspec.json.encode(done.staged).decode(),
             "published": not done.staged.parts,
             "poison": list(done.poison),

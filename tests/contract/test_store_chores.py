@@ -132,13 +132,15 @@ def test_release_opens_what_is_due(store, model, database_url):
 
 
 def test_waiting_names_pools_and_lanes_with_claimable_work(store, model, database_url):
-    """A suspect of either lane is online work."""
+    """A suspect is work of its own lane."""
     gpu = store.catalogue.register_model(stack.a_spec("large", pool="gpu"))
     assert store.chores.waiting() == []
     store.jobs.submit([stack.new_job(gpu, lane=Lane.BULK), stack.new_job(gpu, lane=Lane.BULK), stack.new_job(model)])
     assert set(store.chores.waiting()) == {("gpu", Lane.BULK), ("cpu", Lane.ONLINE)}
     stack.query(database_url, "UPDATE jobs SET suspect = true WHERE lane = 'bulk'")
-    assert set(store.chores.waiting()) == {("gpu", Lane.ONLINE), ("cpu", Lane.ONLINE)}
+    assert set(store.chores.waiting()) == {("gpu", Lane.BULK), ("cpu", Lane.ONLINE)}
+    stack.query(database_url, "UPDATE jobs SET suspect = true")
+    assert set(store.chores.waiting()) == {("gpu", Lane.BULK), ("cpu", Lane.ONLINE)}
 
 
 def test_results_go_before_rows_and_rows_before_their_time_stay(store, model, database_url):
