@@ -146,10 +146,19 @@ class Staged(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one attempt at one slice made and has not published: enough to publish it, repeatedly, from anywhere."""
 
     parts: list[dict[str, str]] = []
-    """Sink's own: temp name and name, upload id and its ETags, …; empty for sinks that publish at once."""
+    """Sink's own: temp name and name, upload id and its ETags, …; empty for sinks that publish at once.
+
+    Of requests: at most one `{"kind": "output", "blob": KEY}` and one `{"kind": "error", "blob": KEY}`, lines in the
+    order of the input under keys that begin with `parts_prefix`; the scheduler puts them together when the batch ends.
+    """
     rows: int = 0
     errors: int = 0
     bytes: int = 0
+
+
+def parts_prefix(batch_id: uuid.UUID) -> str:
+    """Where in the blob store the parts of a batch of requests lie, until it has ended."""
+    return f"parts/{batch_id.hex}/"
 
 
 @dataclass(frozen=True, slots=True)
