@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 
 from batchline.errors import OverloadedError, QuotaError
+from batchline.job import Lane
 from batchline.model import ModelRecord
 from batchline.store.chores import Backlog as Queued
 from batchline.store.contract import Chores, Workers
@@ -47,6 +48,8 @@ class Backlog:
         rows: dict[int, int] = defaultdict(int)
         by_model: dict[int, tuple[int, int]] = {}
         for entry in queued:
+            if entry.lane is not Lane.ONLINE:
+                continue  # slices of batches wait behind all of these, and have limits of their own
             rows[entry.tenant_id] += entry.rows
             jobs, model_rows = by_model.get(entry.model_id, (0, 0))
             by_model[entry.model_id] = (jobs + entry.jobs, model_rows + entry.rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NoReturn
 
 from api.asking import Asking
 from batchline.clock import Clock
@@ -16,7 +17,7 @@ _MISS_S = 0.2
 
 
 class Models:
-    """Versions by name. `refresh` is for threads; all else is for the event loop."""
+    """Versions by name. `refresh` and `resolve_now` are for threads; all else is for the event loop."""
 
     def __init__(self, fetch: Callable[[], list[ModelRecord]], ask: Asking, clock: Clock) -> None:
         self._fetch = fetch
@@ -56,8 +57,17 @@ class Models:
         if record is None and self._clock.monotonic() - self._refreshed_at > _MISS_S:
             await self._ask(self.refresh)
             record = self._find(name, version)
-        if record is not None:
-            return record
+        return record or self._refuse(name)
+
+    def resolve_now(self, name: str, version: str | int | None) -> ModelRecord:
+        """The same for threads, where it may block."""
+        record = self._find(name, version)
+        if record is None and self._clock.monotonic() - self._refreshed_at > _MISS_S:
+            self.refresh()
+            record = self._find(name, version)
+        return record or self._refuse(name)
+
+    def _refuse(self, name: str) -> NoReturn:
         if name not in self._versions:
             raise NotFoundError("There is no such model.", faults=(Fault("/model", "is no model here"),))
         have = ", ".join(str(number) for number in sorted(self._versions[name]))

@@ -1,4 +1,4 @@
-"""Errors as answers: problem details (RFC 9457), and `{"error": …}` under /v2."""
+"""Errors as answers: problem details (RFC 9457), `{"error": …}` under /v2, OpenAI's for files and batches."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException
 from litestar.types import HTTPScope, Scope
 
+from api import openai
 from api.http import JSON, Answer
 from batchline.errors import HTTP_STATUS, BatchlineError, Fault
 from batchline.metrics import REFUSED
@@ -73,6 +74,8 @@ def _tell(scope: Scope, error: Exception) -> _Told:
         REFUSED.labels(code).inc()
     if path == "/v2" or path.startswith("/v2/"):
         return _plain(_V2_STATUS.get(status, status), detail, faults, headers)
+    if openai.speaks(path):
+        return _Told(*openai.error(status, code, detail, faults), headers, JSON)
     body = Problem(
         type=f"urn:batchline:error:{code}",
         title=HTTPStatus(status).phrase,

@@ -20,7 +20,7 @@ from typing import NoReturn, Protocol
 
 import msgspec
 
-from batchline.batch import DataSet, NewBatch, Output, Requests, parse_file_id, show_file_id
+from batchline.batch import BatchView, DataSet, NewBatch, Output, Requests, parse_file_id, show_file_id
 from batchline.batch_bodies import inline, places
 from batchline.batch_bodies.places import Rules
 from batchline.decoding import from_decoding
@@ -30,7 +30,7 @@ from batchline.model import ModelRecord
 from batchline.store.batch_contract import FileView
 from batchline.wire import DataSetBody, RequestsBody
 
-__all__ = ["Checked", "Finds", "InlineRows", "Rules", "check"]
+__all__ = ["Checked", "Finds", "InlineRows", "Rules", "blob_key", "check", "retry_of"]
 
 MAX_METADATA_PAIRS, MAX_METADATA_KEY, MAX_METADATA_VALUE = 16, 64, 512
 _MAX_METADATA_BYTES = 64 * 1024
@@ -212,6 +212,40 @@ def _file_of(jsonl: bytes, tenant_id: int, rules: Rules, now: datetime) -> Inlin
         expires_at=now + timedelta(seconds=rules.files_kept_s),
     )
     return InlineRows(file, jsonl)
+
+
+def retry_of(parent: BatchView, model_id: int | None, *, now: datetime) -> NewBatch:
+    """A batch that does again what the parent left undone; the planner takes its slices from the parent's.
+
+    What the parent would have put in the place of a table goes into the table as it is, since nothing was replaced.
+
+    Args:
+        parent: has ended.
+        model_id: of the parent's model and version; None for requests.
+        now: for the deadline of requests, which have their window again. A data set's is not kept.
+    """
+    body, deadline = parent.body, None
+    if parent.kind == "requests":
+        window = _window(msgspec.json.decode(body, type=Requests).completion_window)
+        deadline = now + window if window is not None else None
+    else:
+        data_set = msgspec.json.decode(body, type=DataSet)
+        if data_set.output.mode == "replace":
+            output = msgspec.structs.replace(data_set.output, mode="upsert" if data_set.input.key else "append")
+            body = msgspec.json.encode(msgspec.structs.replace(data_set, output=output))
+    return NewBatch(
+        id=new_job_id(),
+        tenant_id=parent.tenant_id,
+        kind="requests" if parent.kind == "requests" else "data_set",
+        body=body,
+        model_id=model_id,
+        priority=parent.priority,
+        deadline_at=deadline,
+        error_threshold=parent.error_threshold,
+        metadata=parent.metadata,
+        input_file_id=parent.input_file_id,
+        parent_id=parent.id,
+    )
 
 
 def blob_key(file_id: uuid.UUID) -> str:

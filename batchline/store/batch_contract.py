@@ -285,8 +285,10 @@ class Files(Protocol):
         """Of any tenant; None for deleted ones."""
         ...
 
-    def list(self, tenant_id: int, *, purpose: str | None, after: uuid.UUID | None, limit: int) -> list[FileView]:
-        """Newest first."""
+    def list(
+        self, tenant_id: int, *, purpose: str | None, after: uuid.UUID | None, limit: int, ascending: bool = False
+    ) -> list[FileView]:
+        """Newest first, or oldest first."""
         ...
 
     def delete(self, tenant_id: int, file_id: uuid.UUID) -> bool:

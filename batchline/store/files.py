@@ -21,6 +21,7 @@ SELECT {_FIELDS} FROM files WHERE tenant_id = %(tenant)s AND deleted_at IS NULL
   AND (%(purpose)s::text IS NULL OR purpose = %(purpose)s) AND (%(after)s::uuid IS NULL OR id < %(after)s::uuid)
 ORDER BY id DESC LIMIT %(limit)s
 """
+_LIST_ASCENDING = _LIST.replace("id < %(after)s", "id > %(after)s").replace("id DESC", "id")
 
 _UNUSED = "NOT EXISTS (SELECT FROM batches b WHERE b.input_file_id = f.id AND b.ended_at IS NULL)"
 
@@ -64,9 +65,11 @@ class Files:
         rows = self._db.run(f"SELECT {_FIELDS} FROM files WHERE id = %(id)s AND deleted_at IS NULL", {"id": file_id})
         return FileView(*rows[0]) if rows else None
 
-    def list(self, tenant_id: int, *, purpose: str | None, after: uuid.UUID | None, limit: int) -> list[FileView]:
+    def list(
+        self, tenant_id: int, *, purpose: str | None, after: uuid.UUID | None, limit: int, ascending: bool = False
+    ) -> list[FileView]:
         params = {"tenant": tenant_id, "purpose": purpose, "after": after, "limit": limit}
-        return [FileView(*row) for row in self._db.run(_LIST, params)]
+        return [FileView(*row) for row in self._db.run(_LIST_ASCENDING if ascending else _LIST, params)]
 
     def delete(self, tenant_id: int, file_id: uuid.UUID) -> bool:
         sql = """UPDATE files SET deleted_at = now() WHERE id = %(id)s AND tenant_id = %(tenant)s AND deleted_at IS NULL
