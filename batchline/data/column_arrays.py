@@ -1,0 +1,220 @@
+"""Columns of a record batch as tensors: cast where nothing is lost, and the rows found that do not fit.
+
+Every function takes N values, one a row, and gives arrays over all N rows and the faults by row; what stands in the
+arrays at rows at fault is of no meaning.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from batchline.model import DTYPES, TensorSpec
+
+Array = NDArray[Any]
+Column = Array | list[Array] | list[str]
+"""[N, *shape] when all rows have one shape; else a list of one array (or text) a row."""
+Faults = dict[int, str]
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values of this type are texts."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether values of this type are lists, of whatever make."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """What a dictionary-encoded type stands for."""
+    return cast("pa.DictionaryType", kind).value_type if pa.types.is_dictionary(kind) else kind
+
+
+def leaf_fits(kind: pa.DataType, tensor: TensorSpec) -> bool:
+    """Whether single values of this type may become the tensor's; each value is looked at later."""
+    kind = plain_type(kind)
+    if pa.types.is_null(kind):
+        return True
+    if tensor.dtype == "BYTES":
+        return is_text(kind)
+    if tensor.dtype == "BOOL":
+        return pa.types.is_boolean(kind)
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+
+
+def list_fits(kind: pa.DataType, tensor: TensorSpec) -> bool:
+    """Whether lists of this type have the tensor's axes and values."""
+    for want in tensor.shape:
+        kind = plain_type(kind)
+        if not is_list(kind):
+            return False
+        if pa.types.is_fixed_size_list(kind) and want not in (None, cast("pa.FixedSizeListType", kind).list_size):
+            return False
+        kind = cast("pa.ListType", kind).value_type
+    return leaf_fits(kind, tensor)
+
+
+def stack(columns: Sequence[pa.Array], tensor: TensorSpec, *, allow_missing: bool) -> tuple[Array, Faults]:
+    """Columns of N single values, n of them, as one array [N, n]."""
+    names = list(range(len(columns)))
+    out = np.empty((len(columns[0]), len(columns)), DTYPES[tensor.dtype])
+    faults: Faults = {}
+    wide: list[int] = []
+    for at, column in zip(names, columns, strict=True):
+        if pa.types.is_floating(column.type) and tensor.is_float and not column.null_count:
+            with np.errstate(over="ignore"):
+                out[:, at] = column.to_numpy(zero_copy_only=False)
+            wide.append(at)
+            continue
+        out[:, at], bad = leaves(column, tensor, allow_missing=allow_missing)
+        faults |= {row: f"{at}\0{why}" for row, why in bad.items() if row not in faults}
+    if wide and out.dtype != np.float64 and np.isinf(out).any():
+        for at in wide:
+            lost = np.isinf(out[:, at]) & ~np.isinf(columns[at].to_numpy(zero_copy_only=False))
+            faults |= {int(row): f"{at}\0{_too_large(tensor)}" for row in np.flatnonzero(lost) if row not in faults}
+    return out, faults
+
+
+def leaves(column: pa.Array, tensor: TensorSpec, *, allow_missing: bool) -> tuple[Array, Faults]:
+    """N single values as an array [N]."""
+    if pa.types.is_dictionary(column.type):
+        column = cast("pa.DictionaryArray", column).dictionary_decode()
+    faults: Faults = {}
+    nulls = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
+    missing = tensor.is_float and allow_missing
+    if nulls is not None and not missing:
+        faults = dict.fromkeys(np.flatnonzero(nulls).tolist(), "there is no value")
+    if tensor.dtype == "BYTES":
+        return np.array(["" if v is None else v for v in column.to_pylist()], dtype=object), faults
+    if pa.types.is_null(column.type):
+        return np.full(len(column), np.nan if tensor.is_float else 0).astype(DTYPES[tensor.dtype]), faults
+    if pa.types.is_decimal(column.type):
+        column = column.cast(pa.float64())
+    if nulls is not None:
+        floats = pa.types.is_floating(column.type) or missing
+        column = (column.cast(pa.float64()) if floats else column).fill_null(math.nan if floats else _zero(column))
+    values = column.to_numpy(zero_copy_only=False)
+    with np.errstate(over="ignore", invalid="ignore"):
+        out = values.astype(DTYPES[tensor.dtype], copy=False)
+    for row in np.flatnonzero(_misfits(values, out, tensor)).tolist():
+        faults.setdefault(row, _misfit(values[row], tensor))
+    return out, faults
+
+
+def _zero(column: pa.Array) -> pa.Scalar[Any]:
+    return pa.scalar(pa.types.is_integer(column.type) and 0, column.type)
+
+
+def _misfits(values: Array, out: Array, tensor: TensorSpec) -> NDArray[np.bool_]:
+    if tensor.is_float:
+        return np.isinf(out) & np.isfinite(values)
+    if tensor.dtype == "BOOL" or values.dtype == out.dtype:
+        return np.zeros(len(values), bool)
+    limits = np.iinfo(out.dtype)
+    if values.dtype.kind == "f":
+        with np.errstate(invalid="ignore"):
+            inside = (values >= float(limits.min)) & (values < float(limits.max) + 1)
+        return ~(inside & (np.trunc(values) == values))
+    return (values < limits.min) | (values > limits.max)
+
+
+def _misfit(value: object, tensor: TensorSpec) -> str:
+    if tensor.is_float:
+        return _too_large(tensor)
+    return f"{value} is no whole number within the range of {tensor.dtype}"
+
+
+def _too_large(tensor: TensorSpec) -> str:
+    return f"{tensor.dtype} cannot hold a number this large"
+
+
+def lists(column: pa.Array, tensor: TensorSpec, *, allow_missing: bool) -> tuple[Column, Faults]:
+    """N lists, as deep as the tensor has axes: [N, *shape], or one array a row where a free axis differs."""
+    rows = np.arange(len(column))
+    faults: Faults = {}
+    while True:
+        got = _lists(column, tensor, allow_missing)
+        if not isinstance(got, dict):
+            break
+        faults |= {int(rows[at]): why for at, why in got.items()}
+        good = np.setdiff1d(np.arange(len(rows)), list(got))
+        rows, column = rows[good], column.take(pa.array(good))
+    if not faults:
+        return got, faults
+    total = len(rows) + len(faults)
+    if isinstance(got, np.ndarray):
+        out = np.zeros((total, *got.shape[1:]), got.dtype)
+        out[rows] = got
+        return out, faults
+    spread = [np.zeros(0, DTYPES[tensor.dtype])] * total
+    for row, value in zip(rows.tolist(), cast("list[Array]", got), strict=True):
+        spread[row] = value
+    return spread, faults
+
+
+def _lists(column: pa.Array, tensor: TensorSpec, allow_missing: bool) -> Array | list[Array] | Faults:
+    """The arrays, or the rows at fault, without which it must be asked again."""
+    parents = np.arange(len(column))
+    shapes = np.zeros((len(column), len(tensor.shape)), np.int64)
+    for axis, want in enumerate(tensor.shape):
+        if pa.types.is_dictionary(column.type):
+            column = cast("pa.DictionaryArray", column).dictionary_decode()
+        if column.null_count:
+            nulls = column.is_null().to_numpy(zero_copy_only=False)
+            return dict.fromkeys(parents[nulls].tolist(), "there is no value")
+        lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
+        shapes[parents, axis] = lengths
+        wrong = lengths != (shapes[parents, axis] if want is None else want)
+        if wrong.any():
+            told = "lists of one row differ in length" if want is None else f"a list has not {want} values"
+            return dict.fromkeys(parents[wrong].tolist(), told)
+        parents = np.repeat(parents, lengths)
+        column = cast("pa.ListArray[Any]", column).flatten()
+    flat, bad = leaves(column, tensor, allow_missing=allow_missing)
+    if bad:
+        return {int(parents[at]): why for at, why in bad.items()}
+    if not len(shapes):
+        return flat.reshape(0, *(want or 0 for want in tensor.shape))
+    if (shapes == shapes[0]).all():
+        return flat.reshape(len(shapes), *shapes[0].tolist())
+    ends = np.cumsum(shapes.prod(axis=1)).tolist()
+    starts = [0, *ends[:-1]]
+    return [flat[a:b].reshape(s) for a, b, s in zip(starts, ends, shapes.tolist(), strict=True)]
+
+
+def to_arrow(values: Column, shape: Sequence[int | None]) -> pa.Array:
+    """Outputs of N rows as one Arrow column: single values, lists of fixed size, or nested lists."""
+    if isinstance(values, list):
+        return pa.array([value if isinstance(value, str) else value.tolist() for value in values])
+    if values.dtype == object:
+        return pa.array([str(v) for v in values] if values.ndim == 1 else values.tolist())
+    leaf = pa.array(np.ascontiguousarray(values).reshape(-1))
+    if values.ndim == 1:
+        return leaf
+    if values.ndim == 2 and shape[0] is not None and shape[0] > 0:
+        return pa.FixedSizeListArray.from_arrays(leaf, values.shape[1])
+    for axis in range(values.ndim - 1, 0, -1):
+        count = math.prod(values.shape[:axis])
+        leaf = pa.ListArray.from_arrays(pa.array(np.arange(count + 1, dtype=np.int32) * values.shape[axis]), leaf)
+    return leaf
+
+
+def arrow_type(tensor: TensorSpec) -> pa.DataType:
+    """The type that `to_arrow` gives for a tensor."""
+    name = {"BYTES": "string", "BOOL": "bool", "FP16": "float16", "FP32": "float32", "FP64": "float64"}.get(
+        tensor.dtype
+    )
+    kind = pa.type_for_alias(name or DTYPES[tensor.dtype])
+    if len(tensor.shape) == 1 and tensor.shape[0]:
+        return pa.list_(kind, tensor.shape[0])
+    for _ in tensor.shape:
+        kind = pa.list_(kind)
+    return kind

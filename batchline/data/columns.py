@@ -1,0 +1,316 @@
+"""Which columns the model reads and what the output has: a mapper between record batches and the model's tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from batchline.batch import BatchFault, DataSet
+from batchline.data import column_arrays
+from batchline.data.column_arrays import Array, Column, Faults, is_text, leaf_fits, list_fits, plain_type
+from batchline.data.contract import ROW, Rows
+from batchline.errors import Fault, InvalidRequestError, SourceError
+from batchline.model import ModelSpec, TensorSpec
+
+TEXT = "text"
+"""The column of texts that a model with a text front takes."""
+CODE = "code"
+MESSAGE = "message"
+
+_BAD = "invalid_columns"
+_INPUT = "input.columns"
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """Rows of one record batch as the model takes them: M of its N rows, those without a fault."""
+
+    columns: dict[str, Column]
+    """Input -> [M, *shape], or a list of M where shapes differ; `text` -> a list of M texts."""
+    at: NDArray[np.int64] | None
+    """Offsets of the M rows within the batch, ascending; None: all N."""
+    faults: Mapping[int, str]
+    """Offset within the batch -> what is wrong, for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Feed:
+    """One input and the columns that it is made of."""
+
+    tensor: TensorSpec | None
+    """None: the text of a model with a text front."""
+    names: Sequence[str]
+    is_list: bool
+
+
+class Mapper:
+    """Between the columns of one data set and the tensors of one model; safe to share among threads."""
+
+    def __init__(self, spec: ModelSpec, data: DataSet, schema: pa.Schema) -> None:
+        """`schema`: of the source, all columns.
+
+        Raises:
+            InvalidRequestError: the columns do not fit the model; faults name each.
+        """
+        chosen = _Choice(spec, data, schema)
+        if chosen.faults:
+            faults = tuple(Fault(f"/{(f.param or '').replace('.', '/')}", f.message) for f in chosen.faults)
+            raise InvalidRequestError(chosen.faults[0].message, faults=faults)
+        self._spec = spec
+        self._feeds = chosen.feeds
+        self._passed = chosen.passed
+        self.key = data.input.key
+        is_numbered = self.key is None or (data.output.uri is None and data.output.table is None)
+        fed = [name for feed in self._feeds for name in feed.names]
+        self.reads: list[str] = list(dict.fromkeys([*fed, *self._passed]))
+        """What `Source.read` should give."""
+        head = [pa.field(ROW, pa.int64(), nullable=False)] if is_numbered else []
+        passed = [pa.field(name, _passed_type(schema.field(name).type)) for name in self._passed]
+        outputs = [pa.field(t.name, column_arrays.arrow_type(t)) for t in spec.outputs]
+        self._numbered = is_numbered
+        self.schema = pa.schema([*head, *passed, *outputs])
+        """Of the output: `row` if there is no key (in the default sink always), key, kept columns, outputs."""
+        key = [passed[0]] if self.key is not None else []
+        number = pa.field(ROW, pa.int64(), nullable=False)
+        self.error_schema = pa.schema([number, *key, pa.field(CODE, pa.string()), pa.field(MESSAGE, pa.string())])
+
+    def arrays(self, rows: Rows, *, only: Sequence[int] | None = None, where: str = "the data set") -> Mapped:
+        """The model's inputs of N rows.
+
+        Args:
+            rows: as the source gave them, with at least the columns `reads`.
+            only: offsets of the rows to do, ascending; None for all.
+            where: the file or table, for the message of an error.
+
+        Raises:
+            SourceError: a column has another type than was planned; names it.
+        """
+        faults: Faults = dict(rows.faults) if only is None else {r: rows.faults[r] for r in only if r in rows.faults}
+        at = None if only is None else np.asarray(only, np.int64)
+        if faults:
+            every = np.arange(rows.batch.num_rows) if at is None else at
+            at = np.setdiff1d(every, np.fromiter(faults, np.int64), assume_unique=True)
+        batch = rows.batch if at is None else rows.batch.take(pa.array(at))
+        columns, bad = self._columns(batch, where)
+        if bad:
+            good = np.setdiff1d(np.arange(batch.num_rows), np.fromiter(bad, np.int64), assume_unique=True)
+            faults |= {row if at is None else int(at[row]): why for row, why in bad.items()}
+            at = good if at is None else at[good]
+            columns = {name: _taken(column, good) for name, column in columns.items()}
+        return Mapped(columns, at, faults)
+
+    def _columns(self, batch: pa.RecordBatch, where: str) -> tuple[dict[str, Column], Faults]:
+        columns: dict[str, Column] = {}
+        faults: Faults = {}
+        for feed in self._feeds:
+            found = [batch.column(name) for name in feed.names]
+            for name, column in zip(feed.names, found, strict=True):
+                if not _fits(column.type, feed):
+                    raise SourceError(f"{where}: the column {name!r} is {column.type}, unlike the rows before.")
+            if feed.tensor is None:
+                columns[TEXT], bad = _texts(found[0])
+                told: Callable[[str], str] = lambda why, name=feed.names[0]: f"column {name}: {why}"  # noqa: E731
+            else:
+                columns[feed.tensor.name], bad = self._tensor(found, feed, feed.tensor)
+                told = lambda why, feed=feed: _named(why, feed)  # noqa: E731
+            faults |= {row: told(why) for row, why in bad.items() if row not in faults}
+        return columns, faults
+
+    def _tensor(self, found: Sequence[pa.Array], feed: _Feed, tensor: TensorSpec) -> tuple[Column, Faults]:
+        missing = self._spec.policy.allow_missing
+        if feed.is_list:
+            return column_arrays.lists(found[0], tensor, allow_missing=missing)
+        if not tensor.shape:
+            return column_arrays.leaves(found[0], tensor, allow_missing=missing)
+        return column_arrays.stack(found, tensor, allow_missing=missing)
+
+    def output(
+        self,
+        batch: pa.RecordBatch,
+        at: Sequence[int] | NDArray[np.int64] | None,
+        first_row: int,
+        outputs: Mapping[str, Column],
+    ) -> pa.RecordBatch:
+        """Rows of the output, by `schema`.
+
+        Args:
+            batch: N rows of the source.
+            at: offsets of the M rows that succeeded, ascending; None: all N.
+            first_row: number of the batch's first row within the whole.
+            outputs: output -> [M, *shape], or a list of M.
+
+        Raises:
+            SourceError: a kept column has a value that does not fit the planned type.
+        """
+        offsets = None if at is None else np.asarray(at, np.int64)
+        arrays = [self._numbers(batch, offsets, first_row)] if self._numbered else []
+        arrays += self._passed_on(batch, offsets, self._passed)
+        for tensor in self._spec.outputs:
+            array = column_arrays.to_arrow(outputs[tensor.name], tensor.shape)
+            wanted = self.schema.field(tensor.name).type
+            arrays.append(array if array.type == wanted else array.cast(wanted))
+        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+    def errors(
+        self, batch: pa.RecordBatch, at: Sequence[int], first_row: int, codes: Sequence[str], messages: Sequence[str]
+    ) -> pa.RecordBatch:
+        """Rows of the errors part, by `error_schema`; as for `output`, with a code and a message for each of `at`."""
+        offsets = np.asarray(at, np.int64)
+        key = self._passed_on(batch, offsets, self._passed[:1]) if self.key is not None else []
+        told = [pa.array(codes, pa.string()), pa.array(messages, pa.string())]
+        return pa.RecordBatch.from_arrays(
+            [self._numbers(batch, offsets, first_row), *key, *told], schema=self.error_schema
+        )
+
+    def _numbers(self, batch: pa.RecordBatch, at: NDArray[np.int64] | None, first_row: int) -> pa.Array:
+        return pa.array((np.arange(batch.num_rows, dtype=np.int64) if at is None else at) + first_row)
+
+    def _passed_on(self, batch: pa.RecordBatch, at: NDArray[np.int64] | None, names: Sequence[str]) -> list[pa.Array]:
+        taken = None if at is None or len(at) == batch.num_rows else pa.array(at)
+        arrays: list[pa.Array] = []
+        for name in names:
+            column = batch.column(name) if taken is None else batch.column(name).take(taken)
+            wanted = self.schema.field(name).type
+            try:
+                arrays.append(column if column.type == wanted else column.cast(wanted))
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
+                raise SourceError(f"The column {name!r} has values of type {column.type}, not {wanted}.") from e
+        return arrays
+
+
+def check(spec: ModelSpec, data: DataSet, schema: pa.Schema) -> list[BatchFault]:
+    """What is wrong with the columns of a data set for a model; empty if nothing."""
+    return _Choice(spec, data, schema).faults
+
+
+class _Choice:
+    """Which column feeds which input, and every reason why not."""
+
+    def __init__(self, spec: ModelSpec, data: DataSet, schema: pa.Schema) -> None:
+        self.faults: list[BatchFault] = []
+        self.feeds: list[_Feed] = []
+        self._spec = spec
+        self._types = {field.name: field.type for field in schema}
+        self.passed = self._passed_through(data)
+        if self.faults:
+            return
+        given = data.input.columns
+        if given is not None:
+            for name in given:
+                self._known(name, _INPUT)
+        if not self.faults:
+            self._choose(given)
+        for feed in self.feeds:
+            self._check(feed)
+
+    def _fault(self, message: str, param: str = _INPUT) -> None:
+        self.faults.append(BatchFault(_BAD, message, param=param))
+
+    def _known(self, name: str, param: str) -> bool:
+        if name in self._types:
+            return True
+        self._fault(f"There is no column {name!r}; there are {_listed(list(self._types))}.", param)
+        return False
+
+    def _passed_through(self, data: DataSet) -> list[str]:
+        """Key and kept columns, each once."""
+        key, keep = data.input.key, data.output.keep
+        wanted = [(key, "input.key")] if key is not None else []
+        wanted += [(name, "output.keep") for name in keep if name != key]
+        outputs = {tensor.name for tensor in self._spec.outputs}
+        is_numbered = key is None or (data.output.uri is None and data.output.table is None)
+        for name, param in wanted:
+            if not self._known(name, param):
+                continue
+            if name in outputs:
+                self._fault(f"The column {name!r} has the name of an output of {self._spec.name}.", param)
+            elif name == ROW and is_numbered:
+                self._fault(f"The column {ROW!r} has the name of the row's number: rename it.", param)
+        return list(dict.fromkeys(name for name, _ in wanted))
+
+    def _choose(self, given: Sequence[str] | None) -> None:
+        inputs = self._spec.inputs
+        rest = [name for name in self._types if name not in self.passed] if given is None else list(given)
+        if self._spec.text is not None:
+            self._choose_text(rest, given)
+        elif given is None and all(tensor.name in self._types for tensor in inputs):
+            self.feeds = [self._feed(tensor, [tensor.name]) for tensor in inputs]
+        elif len(inputs) == 1:
+            self.feeds = [self._feed(inputs[0], rest)]
+        elif set(rest) == {tensor.name for tensor in inputs}:
+            self.feeds = [self._feed(tensor, [tensor.name]) for tensor in inputs]
+        else:
+            names = ", ".join(tensor.name for tensor in inputs)
+            self._fault(f"{self._spec.name} has the inputs {names}: name the columns like them.")
+
+    def _choose_text(self, rest: list[str], given: Sequence[str] | None) -> None:
+        if given is None and TEXT in self._types:
+            rest = [TEXT]
+        elif given is None and len(texts := [n for n in rest if is_text(plain_type(self._types[n]))]) == 1:
+            rest = texts
+        if len(rest) == 1:
+            self.feeds = [_Feed(None, rest, is_list=False)]
+        else:
+            self._fault(f"{self._spec.name} reads one column of text: name it in `columns`.")
+
+    def _feed(self, tensor: TensorSpec, names: list[str]) -> _Feed:
+        kind = plain_type(self._types[names[0]]) if len(names) == 1 else pa.null()
+        return _Feed(tensor, names, column_arrays.is_list(kind) or len(tensor.shape) > 1)
+
+    def _check(self, feed: _Feed) -> None:
+        tensor = feed.tensor
+        want = 1 if tensor is None or feed.is_list or not tensor.shape else tensor.shape[0]
+        if want is not None and len(feed.names) != want and tensor is not None:
+            axes = ", ".join("any" if axis is None else str(axis) for axis in tensor.shape)
+            self._fault(
+                f"{self._spec.name} reads [{axes}] of {tensor.name} a row; {len(feed.names)} columns were found: "
+                f"{_listed(list(feed.names))}."
+            )
+            return
+        if not feed.names:
+            self._fault("There is no column for the model to read.")
+        for name in feed.names:
+            if not _fits(self._types[name], feed):
+                kind = "text" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
+                self._fault(f"The column {name!r} is {self._types[name]}; {self._spec.name} takes {kind}.")
+
+
+def _fits(kind: pa.DataType, feed: _Feed) -> bool:
+    if feed.tensor is None:
+        return is_text(plain_type(kind)) or pa.types.is_null(kind)
+    return list_fits(kind, feed.tensor) if feed.is_list else leaf_fits(kind, feed.tensor)
+
+
+def _named(why: str, feed: _Feed) -> str:
+    at, found, rest = why.partition("\0")
+    return f"column {feed.names[int(at)]}: {rest}" if found else f"column {feed.names[0]}: {why}"
+
+
+def _texts(column: pa.Array) -> tuple[list[str], Faults]:
+    if pa.types.is_null(column.type):
+        return [""] * len(column), dict.fromkeys(range(len(column)), "there is no value")
+    values: list[str | None] = column.to_pylist()
+    if not column.null_count:
+        return [value or "" for value in values], {}
+    return [value or "" for value in values], {at: "there is no value" for at, v in enumerate(values) if v is None}
+
+
+def _taken(column: Column, good: NDArray[np.int64]) -> Column:
+    if isinstance(column, np.ndarray):
+        return column[good]
+    kept: list[Array] | list[str] = [column[at] for at in good.tolist()]  # pyright: ignore[reportAssignmentType]
+    return kept
+
+
+def _passed_type(kind: pa.DataType) -> pa.DataType:
+    """The type of a kept column; one that was empty at the start is text."""
+    kind = plain_type(kind)
+    return pa.string() if pa.types.is_null(kind) else kind
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "") or "none"

@@ -1,0 +1,218 @@
+"""CSV as RFC 4180 has it: a line of names, commas, double quotes, newlines within quotes; empty values are null.
+
+Blocks of rows are read by pyarrow with the types that the first rows have. A block with a value that does not fit is
+read again as text, which finds the rows at fault; a row with too few or too many values is a fault of that row.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+
+from batchline.data.contract import Rows
+from batchline.data.jsonl_files import cut, one_batch
+from batchline.data.places import OpenFile
+from batchline.data.text_blocks import Block, RowScanner, blocks, chunks, head, text_start
+from batchline.data.text_blocks import spans as text_spans
+from batchline.data.uris import is_gzip
+from batchline.errors import SourceError
+
+NULLS = ["", "NULL", "null", "NA", "N/A"]
+"""Texts that mean no value, but in columns of text, where they are text."""
+
+Span = tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    names: list[str]
+    end: int
+    """Byte offset of the first row."""
+    types: dict[str, pa.DataType]
+    """By the first rows; a column that is empty there has none."""
+
+
+def schema(file: OpenFile) -> pa.Schema | None:
+    """Columns by the header, types by the first rows."""
+    header = _header(file)
+    if not header.types and not _has_rows(file, header):
+        return None
+    return pa.schema([(name, header.types.get(name, pa.null())) for name in header.names])
+
+
+def spans(file: OpenFile, slice_rows: int) -> Iterator[tuple[Span, int]]:
+    """Byte ranges; the whole of a compressed file."""
+    if not file.size:
+        return
+    for low, high, rows in text_spans(file, _header(file).end, slice_rows, quoted=True):
+        yield (low, high), rows
+
+
+def read(file: OpenFile, span: Span, rows: int, columns: Sequence[str] | None, batch_rows: int) -> Iterator[Rows]:
+    """See `batchline.data.files_source.Reader.read`."""
+    del rows  # counted by the caller
+    header = _header(file)
+    wanted = header.names if columns is None else list(columns)
+    for name in wanted:
+        if name not in header.names:
+            raise SourceError(f"{file.uri} has no column {name!r}: its header names {', '.join(header.names)[:200]}.")
+    low, high = cast("tuple[int, int]", tuple(span))
+    text = chunks(file, low, high)
+    if is_gzip(file.uri):
+        text = _behind(text, low)
+    for block in blocks(text, file.uri, quoted=True):
+        yield from cut(_read_block(block, file.uri, header, wanted), batch_rows)
+
+
+def _behind(text: Iterator[bytes], skip: int) -> Iterator[bytes]:
+    for chunk in text:
+        if len(chunk) > skip:
+            yield chunk[skip:]
+        skip = max(0, skip - len(chunk))
+
+
+def _header(file: OpenFile) -> _Header:
+    """Read the first rows.
+
+    Raises:
+        SourceError: there is no line of names, or one name stands twice.
+    """
+    text = head(file)
+    at_end = len(text) < 1 << 20
+    scanner = RowScanner(file.uri, quoted=True)
+    ends = scanner.feed(text).tolist() if text else []
+    if at_end and text and scanner.finish():
+        ends.append(len(text))
+    if not ends:
+        raise SourceError(f"{file.uri} is empty: a CSV file begins with a line of column names.")
+    names = _names(text[: ends[0]], file.uri)
+    sample = Block(text[ends[0] : ends[-1]], len(ends) - 1)
+    types: dict[str, pa.DataType] = {}
+    if sample.rows:
+        table, _ = _parse(sample, names, pacsv.ConvertOptions(null_values=NULLS))
+        types = {field.name: field.type for field in table.schema if not pa.types.is_null(field.type)}
+    return _Header(names, ends[0] + text_start(file), types)
+
+
+def _names(line: bytes, uri: str) -> list[str]:
+    try:
+        names = next(csv.reader(io.StringIO(line.decode(), newline=""), strict=True))
+    except (csv.Error, UnicodeDecodeError, StopIteration) as e:
+        raise SourceError(f"{uri}: the first line is no CSV header.") from e
+    return [name.strip() for name in names]
+
+
+def _has_rows(file: OpenFile, header: _Header) -> bool:
+    return next(text_spans(file, header.end, 1, quoted=True), None) is not None
+
+
+def _parse(block: Block, names: list[str], convert: pacsv.ConvertOptions) -> tuple[pa.Table, dict[int, str]]:
+    """The rows that have as many values as there are names, and what is wrong with the others, by row of the block."""
+    wrong: dict[int, str] = {}
+
+    def note(row: pacsv.InvalidRow) -> Literal["skip"]:
+        number = cast("int", row.number) - 1
+        wrong[number] = f"the line has {row.actual_columns} values, the header {row.expected_columns}"
+        return "skip"
+
+    table = pacsv.read_csv(
+        pa.BufferReader(block.data),
+        # pyarrow numbers the rows only when it works in one thread
+        read_options=pacsv.ReadOptions(
+            column_names=names, use_threads=False, block_size=max(1 << 16, len(block.data) + 1)
+        ),
+        parse_options=pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=note),
+        convert_options=convert,
+    )
+    return table, wrong
+
+
+def _read_block(block: Block, uri: str, header: _Header, wanted: list[str]) -> Rows:
+    types = {name: header.types[name] for name in wanted if name in header.types}
+    convert = pacsv.ConvertOptions(column_types=types, include_columns=wanted, null_values=NULLS)
+    faults: dict[int, str] = {}
+    try:
+        table, wrong = _parse(block, header.names, convert)
+        batch = one_batch(table)
+    except pa.ArrowInvalid:
+        batch, wrong = _careful(block, uri, header, wanted, faults)
+    if wrong:
+        batch, faults = _with_gaps(batch, wrong, faults)
+    if batch.num_rows != block.rows:
+        raise SourceError(
+            f"{uri}: of {block.rows} rows {batch.num_rows} can be told apart: a quotation mark stands alone."
+        )
+    return Rows(batch, faults)
+
+
+def _with_gaps(
+    batch: pa.RecordBatch, wrong: dict[int, str], faults: dict[int, str]
+) -> tuple[pa.RecordBatch, dict[int, str]]:
+    """Nulls where rows were left out, so that every row keeps its number."""
+    total = batch.num_rows + len(wrong)
+    is_good = np.ones(total, bool)
+    is_good[list(wrong)] = False
+    numbers = np.flatnonzero(is_good)
+    take = np.zeros(total, np.int64)
+    take[numbers] = np.arange(batch.num_rows)
+    spread = batch.take(pa.array(take, mask=~is_good))
+    return spread, wrong | {int(numbers[at]): why for at, why in faults.items()}
+
+
+def _careful(
+    block: Block, uri: str, header: _Header, wanted: list[str], faults: dict[int, str]
+) -> tuple[pa.RecordBatch, dict[int, str]]:
+    """All as text first, then column by column."""
+    texts = dict.fromkeys(wanted, pa.binary())
+    try:
+        table, wrong = _parse(
+            block, header.names, pacsv.ConvertOptions(column_types=texts, include_columns=wanted, null_values=[])
+        )
+    except pa.ArrowInvalid as e:
+        raise SourceError(f"{uri} holds rows that are no CSV: a quotation mark is not closed or doubled.") from e
+    raw = one_batch(table)
+    arrays = [_typed(name, raw.column(name), header.types.get(name), faults) for name in wanted]
+    return pa.RecordBatch.from_arrays(arrays, names=wanted), wrong
+
+
+def _typed(name: str, raw: pa.Array, wanted: pa.DataType | None, faults: dict[int, str]) -> pa.Array:
+    text = _decoded(name, raw, faults)
+    if wanted is None or pa.types.is_string(wanted):
+        return text
+    values = pc.if_else(pc.is_in(text, value_set=pa.array(NULLS)), None, pc.utf8_trim_whitespace(text))
+    kinds = [wanted, pa.float64()] if pa.types.is_integer(wanted) else [wanted]
+    for kind in kinds:
+        try:
+            return pc.cast(values, kind)
+        except pa.ArrowInvalid:
+            continue
+    kept: list[object] = []
+    for at, value in enumerate(values):
+        try:
+            kept.append(value.cast(wanted).as_py())
+        except pa.ArrowInvalid:
+            faults.setdefault(at, f"column {name}: {str(value.as_py())[:40]!r} is no {wanted}")
+            kept.append(None)
+    return pa.array(kept, wanted)
+
+
+def _decoded(name: str, raw: pa.Array, faults: dict[int, str]) -> pa.Array:
+    try:
+        return pc.cast(raw, pa.string())
+    except pa.ArrowInvalid:
+        texts: list[str | None] = []
+        for at, value in enumerate(cast("list[bytes | None]", raw.to_pylist())):
+            try:
+                texts.append(None if value is None else value.decode())
+            except UnicodeDecodeError:
+                faults.setdefault(at, f"column {name}: the text is no UTF-8")
+                texts.append(None)
+        return pa.array(texts, pa.string())

@@ -1,0 +1,125 @@
+"""A data set in files: all files of a URI in order of their names, read by the format's own reader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import pyarrow as pa
+
+from batchline.batch import Piece
+from batchline.data import csv_files, jsonl_files, parquet_files
+from batchline.data.contract import Rows
+from batchline.data.local_place import changed
+from batchline.data.places import BLOB, OpenFile, Place
+from batchline.data.uris import Format
+from batchline.errors import SourceError
+
+Span = tuple[object, ...]
+
+
+class Reader(Protocol):
+    """One format: a module beside this one."""
+
+    def schema(self, file: OpenFile) -> pa.Schema | None:
+        """Columns of one file; None if it has no rows to tell them by."""
+        ...
+
+    def spans(self, file: OpenFile, slice_rows: int) -> Iterator[tuple[Span, int]]:
+        """What `Piece.span` and `Piece.rows` will be."""
+        ...
+
+    def read(
+        self, file: OpenFile, span: Span, rows: int, columns: Sequence[str] | None, batch_rows: int
+    ) -> Iterator[Rows]:
+        """The rows of a span; see `batchline.data.contract.Source.read`."""
+        ...
+
+
+READERS: dict[Format, Reader] = {"jsonl": jsonl_files, "csv": csv_files, "parquet": parquet_files}
+
+
+class FilesSource:
+    """See `batchline.data.contract.Source`."""
+
+    def __init__(self, place: Place, uri: str, kind: Format, *, blobs: str | None = None) -> None:
+        """`blobs`: URI of the blob store's root, with a slash, when `uri` is of a blob."""
+        self._place = place
+        self._uri = uri
+        self._kind: Format = kind
+        self._reader = READERS[kind]
+        self._blobs = blobs
+        self._schema: pa.Schema | None = None
+
+    def schema(self) -> pa.Schema:
+        if self._schema is None:
+            self._schema = self._first_schema()
+        return self._schema
+
+    def _first_schema(self) -> pa.Schema:
+        for uri in self._list():
+            file = self._open(uri)
+            try:
+                found = self._reader.schema(file)
+            finally:
+                file.close()
+            if found is not None:
+                check_names(found, file.uri)
+                return found
+        raise SourceError(f"{self._shown(self._uri)} is empty: there is no row to score.")
+
+    def pieces(self, slice_rows: int) -> Iterator[Piece]:
+        for uri in self._list():
+            file = self._open(uri)
+            try:
+                for span, rows in self._reader.spans(file, slice_rows):
+                    yield Piece(self._stored(uri), file.version, span, rows)
+                file.verify()
+            finally:
+                file.close()
+
+    def read(self, piece: Piece, columns: Sequence[str] | None, *, batch_rows: int) -> Iterator[Rows]:
+        file = self._open(self._real(piece.uri))
+        try:
+            if file.version != piece.version:
+                raise changed(file.uri)
+            done = 0
+            for rows in self._reader.read(file, piece.span, piece.rows, columns, batch_rows):
+                done += rows.batch.num_rows
+                yield rows
+            file.verify()
+            if done != piece.rows:
+                raise SourceError(f"{file.uri} has {done} rows where {piece.rows} were planned: it cannot be trusted.")
+        finally:
+            file.close()
+
+    def _list(self) -> Iterator[str]:
+        return iter((self._uri,)) if self._blobs else self._place.list(self._uri, self._kind)
+
+    def _open(self, uri: str) -> OpenFile:
+        try:
+            file = self._place.open(uri)
+        except SourceError as e:
+            if self._blobs:
+                raise SourceError("The uploaded rows of this batch are gone: submit it again.") from e
+            raise
+        file.uri = self._shown(uri)
+        return file
+
+    def _shown(self, uri: str) -> str:
+        return "the uploaded file" if self._blobs else uri
+
+    def _stored(self, uri: str) -> str:
+        return BLOB + uri.removeprefix(self._blobs) if self._blobs else uri
+
+    def _real(self, uri: str) -> str:
+        return self._blobs + uri.removeprefix(BLOB) if self._blobs else uri
+
+
+def check_names(schema: pa.Schema, uri: str) -> None:
+    """Raise SourceError if two columns have one name."""
+    seen: set[str] = set()
+    for name in schema.names:
+        if name in seen:
+            raise SourceError(f"{uri} has two columns named {name!r}: rename one.")
+        seen.add(name)

@@ -1,0 +1,217 @@
+"""Parquet: planned from footers alone, read a batch of rows at a time whatever the size of files and row groups.
+
+A span is (first group, end group, first row, end row), rows counted within those groups. A row group larger than a
+slice is cut by rows; so that the next slice of it need not decode the ones before again, a reader that stops within
+a group is kept for a while, standing where it stopped.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from itertools import pairwise
+from typing import cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchline.data.contract import Rows
+from batchline.data.places import OpenFile
+from batchline.errors import SourceError
+
+log = logging.getLogger("batchline.data")
+
+_BUFFERS_BYTES = 64 << 20
+"""For all columns of one reader together."""
+_MAX_BUFFER_BYTES = 4 << 20
+_MIN_BUFFER_BYTES = 64 << 10
+
+Span = tuple[object, ...]
+
+
+class Handle(io.RawIOBase):
+    """An open file as Python's own kind of file, which is what pyarrow reads from."""
+
+    def __init__(self, file: OpenFile) -> None:
+        self._file = file
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence]
+        self._at = base + offset
+        return self._at
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(0, self._file.size - self._at)
+        data = self._file.read_at(self._at, left if size is None or size < 0 else min(size, left))
+        self._at += len(data)
+        return data
+
+
+def schema(file: OpenFile) -> pa.Schema | None:
+    """Columns by the footer."""
+    return _opened(file).schema_arrow
+
+
+def spans(file: OpenFile, slice_rows: int) -> Iterator[tuple[Span, int]]:
+    """Neighbouring row groups together up to `slice_rows`; a group much larger than that in parts of equal size."""
+    meta = _opened(file).metadata
+    begin, gathered = 0, 0
+    for group in range(meta.num_row_groups):
+        rows = meta.row_group(group).num_rows
+        if gathered and gathered + rows > slice_rows * 1.25:
+            yield (begin, group, 0, gathered), gathered
+            begin, gathered = group, 0
+        if rows > slice_rows * 1.25:
+            parts = -(-rows // slice_rows)
+            cuts = [rows * part // parts for part in range(parts + 1)]
+            for low, high in pairwise(cuts):
+                yield (group, group + 1, low, high), high - low
+            begin = group + 1
+        elif rows:
+            gathered += rows
+        elif not gathered:
+            begin = group + 1
+    if gathered:
+        yield (begin, meta.num_row_groups, 0, gathered), gathered
+
+
+def read(file: OpenFile, span: Span, rows: int, columns: Sequence[str] | None, batch_rows: int) -> Iterator[Rows]:
+    """See `batchline.data.files_source.Reader.read`."""
+    del rows  # the span tells
+    first, end, low, high = cast("tuple[int, int, int, int]", tuple(span))
+    key = (file.uri, file.version, first, end, None if columns is None else tuple(columns))
+    cursor = _kept.take(key, low) or _Cursor(file, key, batch_rows)
+    try:
+        yield from cursor.rows(low, high, batch_rows)
+    except BaseException:
+        cursor.close()
+        raise
+    if cursor.at < cursor.total:
+        _kept.put(cursor)
+    else:
+        cursor.close()
+
+
+_Key = tuple[str, str, int, int, tuple[str, ...] | None]
+
+
+class _Cursor:
+    """A stretch of row groups that is being decoded, and how far."""
+
+    def __init__(self, file: OpenFile, key: _Key, batch_rows: int) -> None:
+        self.key = key
+        self.at = 0
+        self._file = file.again()
+        self._rest: pa.RecordBatch | None = None
+        _, _, first, end, names = key
+        try:
+            parquet = _opened(self._file, names)
+            groups = list(range(first, end))
+            if end > parquet.metadata.num_row_groups:
+                raise SourceError(f"{file.uri} has fewer row groups than were planned.")
+            self.total = sum(parquet.metadata.row_group(group).num_rows for group in groups)
+            self._batches = _batches(parquet, groups, names, batch_rows, file.uri)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def rows(self, low: int, high: int, batch_rows: int) -> Iterator[Rows]:
+        """Rows [low, high), passing over those before."""
+        while self.at < high:
+            batch = self._rest or next(self._batches, None)
+            if batch is None:
+                raise SourceError(f"{self.key[0]} ends at row {self.at} of its row groups; {self.total} were planned.")
+            self._rest = None
+            skipped = min(max(0, low - self.at), batch.num_rows)
+            taken = min(batch.num_rows - skipped, high - self.at - skipped, batch_rows)
+            if skipped + taken < batch.num_rows:
+                self._rest = batch.slice(skipped + taken)
+            self.at += skipped + taken
+            if taken:
+                yield Rows(batch.slice(skipped, taken) if taken < batch.num_rows else batch)
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._rest = None
+        self._batches.close()
+        self._file.close()
+
+
+def _batches(
+    parquet: pq.ParquetFile, groups: list[int], names: tuple[str, ...] | None, batch_rows: int, uri: str
+) -> Generator[pa.RecordBatch, None, None]:
+    try:
+        for batch in parquet.iter_batches(batch_rows, row_groups=groups, columns=names):
+            yield batch if names is None or tuple(batch.schema.names) == names else batch.select(names)
+    except (pa.ArrowException, OSError) as e:
+        raise _damaged(uri, e) from e
+
+
+def _opened(file: OpenFile, columns: Sequence[str] | None = None) -> pq.ParquetFile:
+    """The footer, read and checked.
+
+    Raises:
+        SourceError: no Parquet, truncated, or a column is not there.
+    """
+    if not file.size:
+        raise SourceError(f"{file.uri} is empty: it is no Parquet file.")
+    try:
+        meta = pq.read_metadata(pa.PythonFile(Handle(file), mode="r"))
+        names = set(meta.schema.to_arrow_schema().names)
+        share = _BUFFERS_BYTES // max(1, len(columns if columns is not None else names))
+        parquet = pq.ParquetFile(
+            pa.PythonFile(Handle(file), mode="r"),
+            metadata=meta,
+            buffer_size=min(_MAX_BUFFER_BYTES, max(_MIN_BUFFER_BYTES, share)),
+            pre_buffer=False,
+        )
+    except (pa.ArrowException, OSError) as e:
+        raise _damaged(file.uri, e) from e
+    for name in columns or ():
+        if name not in names:
+            raise SourceError(f"{file.uri} has no column {name!r}.")
+    return parquet
+
+
+def _damaged(uri: str, e: Exception) -> SourceError:
+    log.warning("cannot read %s: %s", uri, e)
+    return SourceError(f"{uri} is no Parquet file that can be read: it is truncated, damaged or of another format.")
+
+
+class _Kept:
+    """The reader that stopped within a row group last; one a process, as one slice runs at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._cursor: _Cursor | None = None
+
+    def take(self, key: _Key, low: int) -> _Cursor | None:
+        with self._lock:
+            cursor, self._cursor = self._cursor, None
+        if cursor is None:
+            return None
+        if cursor.key == key and cursor.at <= low:
+            return cursor
+        cursor.close()
+        return None
+
+    def put(self, cursor: _Cursor) -> None:
+        with self._lock:
+            cursor, self._cursor = self._cursor, cursor
+        if cursor is not None:
+            cursor.close()
+
+
+_kept = _Kept()
