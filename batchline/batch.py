@@ -149,16 +149,16 @@ class Staged(msgspec.Struct, frozen=True, omit_defaults=True):
     """Sink's own: temp name and name, upload id and its ETags, …; empty for sinks that publish at once.
 
     Of requests: at most one `{"kind": "output", "blob": KEY}` and one `{"kind": "error", "blob": KEY}`, lines in the
-    order of the input under keys that begin with `parts_prefix`; the scheduler puts them together when the batch ends.
+    order of the input under the keys of `part_key`; the scheduler puts them together when the batch ends.
     """
     rows: int = 0
     errors: int = 0
     bytes: int = 0
 
 
-def parts_prefix(batch_id: uuid.UUID) -> str:
-    """Where in the blob store the parts of a batch of requests lie, until it has ended."""
-    return f"parts/{batch_id.hex}/"
+def part_key(batch_id: uuid.UUID, number: int, attempt: int, kind: Literal["output", "error"]) -> str:
+    """Where in the blob store one attempt at a slice of requests leaves its lines; whoever ends the batch removes them."""
+    return f"parts/{batch_id.hex}/{number}-{attempt}-{kind}.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
