@@ -157,7 +157,7 @@ class Staged(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def part_key(batch_id: uuid.UUID, number: int, attempt: int, kind: Literal["output", "error"]) -> str:
-    """Where in the blob store one attempt at a slice of requests leaves its lines; whoever ends the batch removes them."""
+    """Where in the blob store one attempt at a slice of requests leaves lines; whoever ends the batch removes them."""
     return f"parts/{batch_id.hex}/{number}-{attempt}-{kind}.jsonl"
 
 
