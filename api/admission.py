@@ -37,8 +37,7 @@ class Limits:
     ttl_default_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Wishes:
+class Wishes(msgspec.Struct, frozen=True, gc=False):
     """What a request says of its job beside the rows."""
 
     priority: int = 5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
@@ -15,9 +14,9 @@ from api import prefer
 from api.admission import idempotency_key
 from api.http import Answer, Call, answer, check_json, headers_of, read_body
 from api.services import Services
-from api.shapes import job_json, list_json
+from api.shapes import as_json, job_body, job_json, list_json
 from batchline.errors import AlreadyEndedError, Fault, InvalidRequestError, NotFoundError, ResultExpiredError
-from batchline.job import TERMINAL, JobView, Status, parse_id, show_id
+from batchline.job import TERMINAL, JobView, Status, parse_id
 from batchline.metrics import SUBMITTED
 
 AnyRequest = Request[Any, Any, Any]
@@ -52,25 +51,26 @@ class JobRoutes:
         if not preferences.wait_s:
             admitted = await s.commits.commit(job, pool)
             SUBMITTED.labels(model.spec.name).inc()
-            return self._accepted(await s.reads.read(admitted.id), admitted.id, preferences)
+            return self._accepted(await s.reads.read(admitted.id), preferences)
         with s.reads.watch(job.id) as watch:
             admitted = await s.commits.commit(job, pool)
             SUBMITTED.labels(model.spec.name).inc()
             if admitted.id == job.id:
                 view = await watch.wait(preferences.wait_s, call.receive)
-                return self._accepted(view or await s.reads.read(job.id), job.id, preferences)
+                return self._accepted(view or await s.reads.read(job.id), preferences)
         view = await s.ended(admitted.id, preferences.wait_s, call.receive)
-        return self._accepted(view, admitted.id, preferences)
+        return self._accepted(view, preferences)
 
-    def _accepted(self, view: JobView | None, job_id: uuid.UUID, preferences: prefer.Preferences) -> Answer:
+    def _accepted(self, view: JobView | None, preferences: prefer.Preferences) -> Answer:
         if view is None:
             raise ResultExpiredError("This Idempotency-Key belongs to a job that has been deleted.")
-        headers = {"Location": f"/v1/jobs/{show_id(job_id)}", **preferences.applied}
+        body = job_body(view, self._s.eta_s)
+        headers = {"Location": f"/v1/jobs/{body.id}", **preferences.applied}
         if view.status in TERMINAL and preferences.wait_s:
-            return answer(200, job_json(view, self._s.eta_s), headers)
-        eta_s = self._s.eta_s(view)
+            return answer(200, as_json(body), headers)
+        eta_s = body.queue.eta_s if body.queue else None
         headers["Retry-After"] = str(min(max(math.ceil(eta_s or 1.0), 1), 300))
-        return answer(202, job_json(view, self._s.eta_s), headers)
+        return answer(202, as_json(body), headers)
 
     async def read(self, call: Call) -> Answer:
         headers = headers_of(call.scope)

@@ -203,22 +203,24 @@ class Watch:
 
     async def wait(self, seconds: float, receive: Receive) -> JobView | None:
         """The ended job, or None when the time is up, the client has gone or the process is ending."""
-        timers = [
-            self._loop.call_later(seconds, self._end),
-            self._loop.call_later(_LISTEN_AFTER_S, self._listen, receive),
-        ]
+        soon_s = min(seconds, _LISTEN_AFTER_S)
+        self._timer = self._loop.call_later(soon_s, self._go_on, seconds - soon_s, receive)
         try:
             return await self._future
         finally:
-            for timer in timers:
-                timer.cancel()
+            self._timer.cancel()
+
+    def _go_on(self, left_s: float, receive: Receive) -> None:
+        """Most waits are over by now; this one has two more ends, each with its price."""
+        if left_s <= 0:
+            self._end()
+            return
+        self._timer = self._loop.call_later(left_s, self._end)
+        self._listener = self._loop.create_task(self._until_gone(receive))
 
     def _end(self) -> None:
         if not self._future.done():
             self._future.set_result(None)
-
-    def _listen(self, receive: Receive) -> None:
-        self._listener = self._loop.create_task(self._until_gone(receive))
 
     async def _until_gone(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":

@@ -16,7 +16,12 @@ _encoder = msgspec.json.Encoder()
 
 def job_json(view: JobView, eta: Eta) -> bytes:
     """One job as JSON."""
-    return _encoder.encode(job_body(view, eta))
+    return as_json(job_body(view, eta))
+
+
+def as_json(body: JobBody) -> bytes:
+    """A body as it goes out."""
+    return _encoder.encode(body)
 
 
 def list_json(views: list[JobView], eta: Eta, *, has_more: bool) -> bytes:
@@ -54,7 +59,7 @@ def job_body(view: JobView, eta: Eta) -> JobBody:
 
 
 def _at(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat()[:-6] + "Z"
+    return msgspec.to_builtins(at.astimezone(UTC))
 
 
 def _raw(text: str | None) -> msgspec.Raw | None:

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+import msgspec
+
 from batchline import ids
 from batchline.errors import NotFoundError
 
@@ -165,8 +167,7 @@ class FairShare:
         return start
 
 
-@dataclass(frozen=True, slots=True)
-class NewJob:
+class NewJob(msgspec.Struct, frozen=True, gc=False):
     """A job as admission hands it to the store; complete, checked, ids minted."""
 
     id: uuid.UUID
@@ -185,8 +186,7 @@ class NewJob:
     body_hash: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(msgspec.Struct, frozen=True, gc=False):
     """What became of one NewJob: its own id, or the first job's of its idempotency key."""
 
     id: uuid.UUID
@@ -223,8 +223,7 @@ class FinishedJob:
     code: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class JobView:
+class JobView(msgspec.Struct, frozen=True, gc=False):
     """A job as it is read back; JSON parts stay text and are passed through."""
 
     id: uuid.UUID
