@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,12 +19,15 @@ from batchline.queue.hints import Hints
 from batchline.rows import RowBlock, pack
 from batchline.settings import Settings
 from batchline.store import Store
+from workers.bulk_sizes import BulkSizes
 from workers.engine import Engine
 from workers.models import Models
 from workers.predict import Device, Predictor, Sizes
 from workers.runtimes.contract import OpenRuntime
 from workers.runtimes.onnx_runtime import opener
+from workers.slices import SliceRunner
 from workers.turns import Turns
+from workers.works import Works
 
 
 @dataclass
@@ -51,23 +55,36 @@ class Rig:
         self.models = Models(
             repository, store.catalogue, open_runtime or opener("cpu", 1), limit_bytes=self.settings.models_limit_bytes
         )
-        self.sizes, self.turns, self.device = Sizes(), Turns(), Device()
+        self.sizes, self.turns, self.device, self.draining = Sizes(), Turns(), Device(), threading.Event()
         self.nudges = CountedNudges()
         self.hints = Hints(redis_url)
         self.worker_id = stack.a_worker(store, lease_s=self.settings.lease_s)
         self.engine = self.an_engine(store.claims)
 
     def an_engine(self, claims: Any) -> Engine:
+        predictor = Predictor(self.device, self.sizes)
+        run_slice = SliceRunner(
+            self.settings,
+            claims=claims,
+            slices=self.store.slices,
+            open_work=Works(self.settings, self.store.results).open,
+            predictor=predictor,
+            pace=BulkSizes(self.sizes, bulk_s=self.settings.bulk_ms / 1000),
+            turns=self.turns,
+            draining=self.draining,
+        )
         return Engine(
             self.settings,
             claims=claims,
             models=self.models,
-            predictor=Predictor(self.device, self.sizes),
+            predictor=predictor,
             sizes=self.sizes,
             turns=self.turns,
             hints=self.hints,
             nudger=self.nudges,
             worker_id=lambda: self.worker_id,
+            run_slice=run_slice,
+            draining=self.draining,
         )
 
     def add(self, name: str, path: Path, **policy: Any) -> int:

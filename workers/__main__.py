@@ -10,17 +10,21 @@ import time
 
 from batchline import logs, metrics, settings
 from batchline.errors import BatchlineError, StoreUnavailableError
+from batchline.job import Lane
 from batchline.queue.celery_queue import CeleryNudger, run_worker
 from batchline.queue.hints import Hints
 from batchline.settings import Settings
 from batchline.store import Store, migrations, open_store
+from workers.bulk_sizes import BulkSizes
 from workers.engine import Engine
 from workers.heartbeat import Heart
 from workers.idle import Newcomers, look_for_work
 from workers.models import Models
 from workers.predict import Device, Predictor, Sizes
 from workers.runtimes.onnx_runtime import opener
+from workers.slices import SliceRunner
 from workers.turns import Turns
+from workers.works import Works
 
 log = logging.getLogger("workers")
 
@@ -37,7 +41,8 @@ def main() -> int:
     own = open_store(config.database_url, connections=1, statement_timeout_s=_HEART_STATEMENT_S)
     hints = Hints(config.redis_url)
     nudger = CeleryNudger(config.redis_url, hints)
-    device, sizes, turns = Device(), Sizes(), Turns()
+    device, sizes, turns, draining = Device(), Sizes(), Turns(), threading.Event()
+    predictor = Predictor(device, sizes)
     models = Models(
         config.models,
         store.catalogue,
@@ -45,22 +50,37 @@ def main() -> int:
         limit_bytes=config.models_limit_bytes,
     )
     heart = Heart(own.workers, config, loaded=models.refs, done=turns.done)
+    run_slice = SliceRunner(
+        config,
+        claims=store.claims,
+        slices=store.slices,
+        open_work=Works(config, store.results).open,
+        predictor=predictor,
+        pace=BulkSizes(sizes, bulk_s=config.bulk_ms / 1000),
+        turns=turns,
+        draining=draining,
+    )
     engine = Engine(
         config,
         claims=store.claims,
         models=models,
-        predictor=Predictor(device, sizes),
+        predictor=predictor,
         sizes=sizes,
         turns=turns,
         hints=hints,
         nudger=nudger,
         worker_id=lambda: heart.worker_id,
+        run_slice=run_slice,
+        draining=draining,
     )
     heart.start()
     device.watch()
     _prepare(config, store, models, engine)
     threads = [
-        threading.Thread(target=look_for_work, args=(engine, config.idle_poll_s), name="idle", daemon=True),
+        *(
+            threading.Thread(target=look_for_work, args=(engine, lane, config.idle_poll_s), name="idle", daemon=True)
+            for lane in Lane
+        ),
         threading.Thread(target=_end, args=(engine, store, heart, config), name="drain", daemon=True),
     ]
     for thread in threads:
@@ -70,7 +90,7 @@ def main() -> int:
             config.redis_url,
             name=f"worker-{os.getpid()}",
             pool=config.pool,
-            concurrency=config.concurrency,
+            concurrency=config.concurrency + 1,  # one for bulk
             run=engine.run,
             on_ready=lambda: log.info("worker ready", extra={"models": models.refs()}),
             on_drain=engine.drain,

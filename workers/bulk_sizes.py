@@ -1,4 +1,4 @@
-"""How many rows a bulk micro-batch has: found by doubling, kept short while online work waits. Pure but for the clock."""
+"""How many rows a bulk micro-batch has: found by doubling, and kept short while online work waits."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ class Claimer:
     def take(self, worker_id: uuid.UUID, head: Head, lane: Lane, *, rows: int) -> list[ClaimedJob]:
         """Take jobs of a model that is not loaded; raises as `claim` does."""
         if head.suspect:
-            return self.claim_suspect(worker_id, head.model_id)
+            return self.claim_suspect(worker_id, head.model_id, lane)
         self._forget()
         return self._guarded(lambda: self._claims.claim(worker_id, head.model_id, lane, rows=rows)).jobs
 
@@ -163,10 +163,10 @@ class Claimer:
             self._strike(lane, model.id)
         return claim
 
-    def claim_suspect(self, worker_id: uuid.UUID, model_id: int) -> list[ClaimedJob]:
-        """Take the model's first suspect, if it is still there; raises as `claim` does."""
+    def claim_suspect(self, worker_id: uuid.UUID, model_id: int, lane: Lane) -> list[ClaimedJob]:
+        """Take the model's first suspect of a lane, if it is still there; raises as `claim` does."""
         self._forget()
-        return self._guarded(lambda: self._claims.claim_suspect(worker_id, model_id)).jobs
+        return self._guarded(lambda: self._claims.claim_suspect(worker_id, model_id, lane)).jobs
 
     def doubt(self) -> None:
         """Jobs may be running under our name that are not in hand."""

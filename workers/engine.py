@@ -1,9 +1,9 @@
-"""The way of a claim through the worker: choose, claim, collate, predict, write. One call is one micro-batch.
+"""The way of a claim through the worker: choose, claim, collate, predict, write. One call is one micro-batch or slice.
 
     run(lane) --slot--> choose -> (load) -> claim -> collate --device--> predict -> encode -> finish -> announce
                 |-- one thread at a time --------------------||-- one --||-- as many as there are threads ------|
 
-While one thread predicts, another claims the next and a third writes the last.
+While one thread predicts, another claims the next and a third writes the last. Slices take another way: `workers.bulk`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from batchline.queue.hints import Hints
 from batchline.rows import unpack
 from batchline.settings import Settings
 from batchline.store.contract import Claims, Head
+from workers.bulk import Bulk, BulkTurn, RunSlice
 from workers.claiming import Claimer, Gathered
 from workers.collate import MicroBatch, collate
 from workers.finishing import Finisher, encode
@@ -71,6 +72,8 @@ class Engine:
         hints: Hints,
         nudger: Nudger,
         worker_id: Callable[[], uuid.UUID],
+        run_slice: RunSlice,
+        draining: threading.Event,
     ) -> None:
         self._settings = settings
         self._claims = claims
@@ -83,8 +86,9 @@ class Engine:
         self._finisher = Finisher(claims, hints, lease_s=settings.lease_s, max_failures=settings.max_failures)
         self._turns = turns
         self._claimer = Claimer(claims, settings.pool, self._turns.held)
-        self._draining = threading.Event()
-        self.claimed_at = time.monotonic()
+        self._bulk = Bulk(run_slice, claimer=self._claimer, turns=turns, nudger=nudger, pool=settings.pool)
+        self._draining = draining
+        self._claimed_at = dict.fromkeys(Lane, time.monotonic())
 
     def drain(self) -> None:
         """Claim nothing more, from this moment on; what is on the device is finished, the rest given back."""
@@ -98,10 +102,14 @@ class Engine:
         """Make one claim and see it through.
 
         Returns:
-            What happened, for Flower: model, jobs, rows, flush_reason, predict_ms; `jobs` is 0 when there was nothing.
+            What happened, for Flower: model, jobs, rows, flush_reason, predict_ms; `jobs` is 0 when there was nothing,
+            or when another thread does bulk already.
         """
         try:
-            return self._run(lane)
+            if lane is Lane.ONLINE:
+                return self._run(lane)
+            with self._bulk.turn() as turn:
+                return self._run(lane, turn) if turn else _NOTHING
         except StoreUnavailableError as e:
             log.warning("no work could be claimed", extra={"error": e.detail})
             self._claimer.doubt()
@@ -110,7 +118,11 @@ class Engine:
             self._claimer.doubt()
             raise
 
-    def _run(self, lane: Lane) -> dict[str, Any]:
+    def idle_s(self, lane: Lane) -> float:
+        """Seconds since something was claimed."""
+        return time.monotonic() - self._claimed_at[lane]
+
+    def _run(self, lane: Lane, turn: BulkTurn | None = None) -> dict[str, Any]:
         load_ms = 0.0
         empty = 0
         while empty < _EMPTY_CLAIMS and not self._draining.is_set():
@@ -121,7 +133,7 @@ class Engine:
                     break
                 model = self._models.get(head.model_id)
                 if model is not None:
-                    done = self._suspect(model, load_ms) if head.suspect else self._claim(model, lane, slot, load_ms)
+                    done = self._take(model, head, slot, turn, load_ms)
                     if done is not None:
                         return done
                     empty += 1
@@ -132,25 +144,34 @@ class Engine:
                 return self._unloadable(head, lane, e)
         return _NOTHING
 
-    def _claim(self, model: LoadedModel, lane: Lane, slot: Slot, load_ms: float) -> dict[str, Any] | None:
-        """Normal work, under the slot; None when somebody else had it."""
+    def _take(
+        self, model: LoadedModel, head: Head, slot: Slot, turn: BulkTurn | None, load_ms: float
+    ) -> dict[str, Any] | None:
+        """Claim under the slot and see it through; None when somebody else had it."""
+        if turn is not None:
+            self._claimed_at[Lane.BULK] = time.monotonic()
+            return self._bulk.claim(self._worker_id(), model, head, slot, turn)
+        return self._suspect(model, load_ms) if head.suspect else self._claim(model, slot, load_ms)
+
+    def _claim(self, model: LoadedModel, slot: Slot, load_ms: float) -> dict[str, Any] | None:
+        """Normal online work, under the slot; None when somebody else had it."""
         worker_id = self._worker_id()
         at = time.monotonic()
-        gathered = self._gather(worker_id, model, lane)
+        gathered = self._gather(worker_id, model)
         if not gathered.jobs:
             return None
-        self.claimed_at = now = time.monotonic()
+        self._claimed_at[Lane.ONLINE] = now = time.monotonic()
         hand = _Hand(worker_id, model, gathered, now, now - at, load_ms)
         with self._turns.hold(gathered.jobs):
             failpoints.hit("worker.after_claim")
-            if gathered.more or self._claimer.others_wait(lane, model.id):
-                self._nudger.nudge(self._settings.pool, lane)
+            if gathered.more or self._claimer.others_wait(Lane.ONLINE, model.id):
+                self._nudger.nudge(self._settings.pool, Lane.ONLINE)
             return self._see_through(hand, slot.release)
 
-    def _gather(self, worker_id: uuid.UUID, model: LoadedModel, lane: Lane) -> Gathered:
+    def _gather(self, worker_id: uuid.UUID, model: LoadedModel) -> Gathered:
         """Claim until the micro-batch is full or the model's delay is over; a delay of 0 takes what is there."""
         most = self._sizes.limit(model)
-        claim = self._claimer.claim(worker_id, model, lane, rows=most)
+        claim = self._claimer.claim(worker_id, model, Lane.ONLINE, rows=most)
         jobs, more = claim.jobs, claim.more
         rows = sum(job.rows for job in jobs)
         delay_s = model.spec.policy.max_queue_delay_microseconds / 1e6
@@ -162,7 +183,7 @@ class Engine:
             if self._draining.wait(min(left, max(delay_s / 4, 0.001))):
                 break
             try:
-                claim = self._claimer.claim(worker_id, model, lane, rows=most - rows)
+                claim = self._claimer.claim(worker_id, model, Lane.ONLINE, rows=most - rows)
             except StoreUnavailableError:
                 break
             jobs, more = jobs + claim.jobs, claim.more
@@ -172,20 +193,20 @@ class Engine:
     def _suspect(self, model: LoadedModel, load_ms: float) -> dict[str, Any] | None:
         """A job that crashed in company, alone in the process: the slot is ours, and all hands are empty."""
         worker_id = self._worker_id()
-        while not self._turns.wait_empty(0.1):
-            if self._draining.is_set():
+        with self._turns.alone(self._draining) as alone:
+            if not alone:
                 return _NOTHING
-        at = time.monotonic()
-        jobs = self._claimer.claim_suspect(worker_id, model.id)
-        if not jobs:
-            return None
-        self.claimed_at = now = time.monotonic()
-        hand = _Hand(worker_id, model, Gathered(jobs, jobs[0].rows, "suspect", more=True), now, now - at, load_ms)
-        with self._turns.hold(jobs):
-            self._nudger.nudge(self._settings.pool, Lane.ONLINE)
-            if not self._claims.expose(worker_id, jobs[0]):
-                return _NOTHING
-            return self._see_through(hand, lambda: None)
+            at = time.monotonic()
+            jobs = self._claimer.claim_suspect(worker_id, model.id, Lane.ONLINE)
+            if not jobs:
+                return None
+            self._claimed_at[Lane.ONLINE] = now = time.monotonic()
+            hand = _Hand(worker_id, model, Gathered(jobs, jobs[0].rows, "suspect", more=True), now, now - at, load_ms)
+            with self._turns.hold(jobs):
+                self._nudger.nudge(self._settings.pool, Lane.ONLINE)
+                if not self._claims.expose(worker_id, jobs[0]):
+                    return _NOTHING
+                return self._see_through(hand, lambda: None)
 
     def _see_through(self, hand: _Hand, on_device: Callable[[], None]) -> dict[str, Any]:
         """Collate, predict, write. `on_device` is called when the device is ours."""

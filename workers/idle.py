@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from pathlib import Path
 
 from batchline.errors import BatchlineError
@@ -18,13 +17,13 @@ log = logging.getLogger("workers")
 _PAUSE_S = 1.0
 
 
-def look_for_work(engine: Engine, every_s: float) -> None:
+def look_for_work(engine: Engine, lane: Lane, every_s: float) -> None:
     """Until the drain: whenever nothing was claimed for `every_s`, ask; go on for as long as there is work."""
     while not engine.draining.wait(every_s):
-        if time.monotonic() - engine.claimed_at < every_s:
+        if engine.idle_s(lane) < every_s:
             continue
         try:
-            while engine.run(Lane.ONLINE)["jobs"]:
+            while engine.run(lane)["jobs"]:
                 pass
         except Exception:
             log.exception("the engine failed")

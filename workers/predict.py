@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -163,6 +163,7 @@ class Predictor:
         begin: Callable[[int], None],
         *,
         pace: Pace | None = None,
+        step: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> Predicted:
         """Run the micro-batches of one claim; the device is let go between passes.
 
@@ -171,6 +172,7 @@ class Predictor:
             batches: every row of the claim once.
             begin: called with the number of passes tried so far whenever the device is ours; what it raises, is raised.
             pace: of bulk work: it stands back for online work, and its micro-batches are cut once the device is ours.
+            step: entered for each pass, before the device is waited for.
         """
         done = Predicted()
         lane = Lane.ONLINE if pace is None else Lane.BULK
@@ -179,7 +181,7 @@ class Predictor:
         while todo:
             batch = todo.pop()
             waited = time.monotonic()
-            with self._device.occupy(lane):
+            with step(), self._device.occupy(lane):
                 begin(tried)
                 at = time.monotonic()
                 done.wait_s += at - waited

@@ -9,7 +9,10 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Self
 
-from batchline.job import ClaimedJob
+from batchline.job import ClaimedJob, Lane
+
+_STEP_S = 2.0
+"""So long is a step of bulk work waited for by who wants to be alone."""
 
 
 class Slot:
@@ -37,14 +40,17 @@ class Slot:
 class Turns:
     """The slot, and the jobs in hand: claimed and not yet written.
 
-    Jobs come into hand only under the slot. So who has the slot and finds the hands empty is alone in the process for
-    as long as it keeps the slot.
+    Jobs come into hand only under the slot. So who has the slot, finds no online jobs in hand and holds up the steps of
+    bulk work is alone in the process for as long as it keeps both.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._change = threading.Condition()
         self._held: set[uuid.UUID] = set()
+        self._slices: set[uuid.UUID] = set()
+        self._steps = 0
+        self._alone = False
         self._busy_since = 0.0
         self._busy_s = 0.0
         self._rows = 0
@@ -53,25 +59,67 @@ class Turns:
         return Slot(self._lock)
 
     @contextmanager
-    def hold(self, jobs: Sequence[ClaimedJob]) -> Generator[None]:
+    def hold(self, jobs: Sequence[ClaimedJob], lane: Lane = Lane.ONLINE) -> Generator[None]:
         """The jobs are in hand until the end of the block."""
         ids = [job.id for job in jobs]
         with self._change:
             if not self._held:
                 self._busy_since = time.monotonic()
             self._held.update(ids)
+            if lane is Lane.BULK:
+                self._slices.update(ids)
         try:
             yield
         finally:
             with self._change:
                 self._held.difference_update(ids)
+                self._slices.difference_update(ids)
                 if not self._held:
                     self._busy_s += time.monotonic() - self._busy_since
-                    self._change.notify_all()
+                self._change.notify_all()
 
     def held(self) -> list[uuid.UUID]:
         with self._change:
             return list(self._held)
+
+    @contextmanager
+    def step(self) -> Generator[None]:
+        """One step of bulk work: reading, running or writing one micro-batch. Waits while a suspect is alone."""
+        with self._change:
+            self._change.wait_for(lambda: not self._alone)
+            self._steps += 1
+        try:
+            yield
+        finally:
+            with self._change:
+                self._steps -= 1
+                self._change.notify_all()
+
+    @contextmanager
+    def alone(self, stop: threading.Event) -> Generator[bool]:
+        """Under the slot: have the process to oneself.
+
+        Yields:
+            False if it could not be had: `stop` was set, or a step of bulk work (a slow read) takes too long.
+        """
+        with self._change:
+            self._alone = True
+            got = self._wait_alone(stop)
+        try:
+            yield got
+        finally:
+            with self._change:
+                self._alone = False
+                self._change.notify_all()
+
+    def _wait_alone(self, stop: threading.Event) -> bool:
+        since = time.monotonic()
+        while not self._change.wait_for(lambda: not self._steps and self._held <= self._slices, 0.1):
+            if not self._held <= self._slices:
+                since = time.monotonic()
+            if stop.is_set() or time.monotonic() - since > _STEP_S:
+                return False
+        return True
 
     def count(self, rows: int) -> None:
         """Note rows that have been predicted and written."""

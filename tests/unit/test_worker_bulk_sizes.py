@@ -1,4 +1,4 @@
-"""Sizes of bulk micro-batches: found by doubling, bounded by rows, bytes, memory, and by time while online work waits."""
+"""Sizes of bulk micro-batches: found by doubling; bounded by rows, bytes, room, and time while online work waits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def settle(sizes: BulkSizes, loaded: LoadedModel, took: Any, row_bytes: int = 10
 def test_a_pass_that_is_mostly_overhead_grows_until_it_is_not_short_any_more() -> None:
     """0.1 ms a pass and 1 us a row: from 64 up, and a pass of the size found stays within 5 ms."""
     found = settle(BulkSizes(Sizes(), bulk_s=BULK_S), model(max_batch_size=64), lambda n: 1e-4 + n * 1e-6)
-    assert found == 2048 or found == 4096
+    assert found in {2048, 4096}
     assert 1e-4 + found * 1e-6 <= 0.005
 
 

@@ -1,0 +1,119 @@
+"""Slices of a data set: rows of a source, through the model, into a part of a sink."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from batchline.batch import Piece, Slice, Staged, bits_to_rows
+from batchline.data.columns import Mapper
+from batchline.data.contract import Part, Rows, Sink, Source
+from batchline.job import ClaimedJob
+from batchline.model import DTYPES, ModelSpec
+from batchline.store.batch_contract import SliceWork
+from workers.stretches import POISON, Numbers, RowFault, Stretch, Written, settle
+
+Opened = tuple[Source, Mapper]
+
+_ROWS = 16_384
+_BYTES = 8 * 2**20
+_FREE_ROWS = 1024
+"""Rows of one stretch: of a fixed shape at most so many and so large; of a free one so many."""
+
+
+class DataSetWork:
+    """See `workers.stretches.Work`."""
+
+    def __init__(self, ask: SliceWork, job: ClaimedJob, spec: ModelSpec, opened: Opened, sink: Sink) -> None:
+        self._job = job
+        self._slice = msgspec.json.decode(job.payload, type=Slice)
+        self._source, self._mapper = opened
+        self._sink = sink
+        self._only = None if self._slice.only is None else np.array(bits_to_rows(self._slice.only), np.int64)
+        self._poison = np.array(sorted(ask.poison), np.int64)
+        self._batch_rows = stretch_rows(spec)
+
+    def read(self) -> Iterator[Stretch]:
+        first = 0
+        for piece in self._slice.pieces:
+            wanted = _within(self._only, first, piece.rows)
+            if wanted is None or len(wanted):
+                yield from self._read(piece, first)
+            first += piece.rows
+
+    def _read(self, piece: Piece, first: int) -> Iterator[Stretch]:
+        for rows in self._source.read(piece, self._mapper.reads, batch_rows=self._batch_rows):
+            yield self._stretch(rows, first, piece.uri)
+            first += rows.batch.num_rows
+
+    def _stretch(self, rows: Rows, first: int, where: str) -> Stretch:
+        count = rows.batch.num_rows
+        only = _within(self._only, first, count)
+        poison = _within(self._poison, first, count)
+        faults: dict[int, RowFault] = {}
+        if poison is not None and len(poison):
+            every = np.arange(count) if only is None else only
+            faults = {int(row): RowFault("poison", POISON) for row in np.intersect1d(every, poison)}
+            only = np.setdiff1d(every, poison, assume_unique=True)
+        mapped = self._mapper.arrays(rows, only=only, where=where)
+        faults |= {row: RowFault("invalid_row", why) for row, why in mapped.faults.items()}
+        todo = np.arange(count) if mapped.at is None else mapped.at
+        return Stretch(first, count, rows.batch, todo, mapped.columns, faults)
+
+    def write(self, stretches: Iterator[Stretch]) -> Written:
+        part = self._sink.open(self._slice.number, self._job.attempt, self._mapper.schema)
+        try:
+            rows, failed = 0, list[int]()
+            for stretch in stretches:
+                bad = self._put(part, stretch)
+                rows += len(stretch.todo) + len(stretch.faults)
+                failed += [stretch.first + row for row in bad]
+            return Written(part.stage(), rows, failed)
+        except BaseException:
+            part.abort()
+            raise
+
+    def _put(self, part: Part, stretch: Stretch) -> Sequence[int]:
+        """Write one stretch; returns its rows that failed, ascending."""
+        batch = cast("pa.RecordBatch", stretch.source)
+        settled = settle(stretch)
+        first_row = self._slice.first_row + stretch.first
+        bad = sorted(settled.faults)
+        if bad:
+            faults = [settled.faults[row] for row in bad]
+            codes, messages = [fault.code for fault in faults], [fault.message for fault in faults]
+            part.write_errors(self._mapper.errors(batch, bad, first_row, codes, messages))
+        if len(settled.good):
+            good = None if len(settled.good) == batch.num_rows else settled.good
+            part.write(self._mapper.output(batch, good, first_row, settled.outputs))
+        return bad
+
+    def publish(self, staged: Staged) -> None:
+        self._sink.publish(self._slice.number, staged)
+
+    def discard(self, staged: Staged) -> None:
+        self._sink.discard(self._slice.number, staged)
+
+
+def stretch_rows(spec: ModelSpec) -> int:
+    """How many rows are read together: memory is bounded by a few stretches, whatever the size of the slice."""
+    if spec.text is not None or any(None in tensor.shape for tensor in spec.inputs):
+        return _FREE_ROWS
+    row_bytes = sum(
+        math.prod(axis or 1 for axis in tensor.shape) * np.dtype(DTYPES[tensor.dtype]).itemsize
+        for tensor in (*spec.inputs, *spec.outputs)
+    )
+    return max(1, min(_ROWS, _BYTES // max(row_bytes, 1)))
+
+
+def _within(rows: Numbers | None, first: int, count: int) -> Numbers | None:
+    """Those of the offsets that lie in [first, first + count), counted from first."""
+    if rows is None:
+        return None
+    low, high = np.searchsorted(rows, (first, first + count))
+    return rows[low:high] - first

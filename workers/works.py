@@ -1,0 +1,63 @@
+"""From what a batch asks for to the work of one slice."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections import OrderedDict
+
+import msgspec
+
+from batchline.batch import DataSet
+from batchline.data import open_sink, open_source, places_of
+from batchline.data.columns import Mapper
+from batchline.data.contract import SinkContext
+from batchline.errors import InvalidRequestError, SourceError
+from batchline.job import ClaimedJob
+from batchline.settings import Settings
+from batchline.store.batch_contract import Results, SliceWork
+from workers.data_set import DataSetWork, Opened
+from workers.models import LoadedModel
+from workers.stretches import Work
+
+_KEPT = 8
+"""Batches whose source and columns are known still when their next slice comes."""
+
+
+class Works:
+    """Opens sources and sinks for slices."""
+
+    def __init__(self, settings: Settings, results: Results) -> None:
+        self._places = places_of(settings)
+        self._results = results
+        self._opened: OrderedDict[tuple[uuid.UUID, int], Opened] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def open(self, ask: SliceWork, job: ClaimedJob, model: LoadedModel) -> Work:
+        """The work of a claimed slice.
+
+        Raises:
+            SourceError, SinkError: it cannot be done as it stands.
+            SourceUnavailableError, SinkUnavailableError: it may be tried again.
+        """
+        wanted = msgspec.json.decode(ask.batch.body, type=DataSet)
+        context = SinkContext(ask.batch.id, wanted.input.key, job.id)
+        sink = open_sink(wanted.output, self._places, context, results=self._results)
+        return DataSetWork(ask, job, model.spec, self._source(ask.batch.id, wanted, model), sink)
+
+    def _source(self, batch_id: uuid.UUID, wanted: DataSet, model: LoadedModel) -> Opened:
+        key = (batch_id, model.id)
+        with self._lock:
+            if key in self._opened:
+                self._opened.move_to_end(key)
+                return self._opened[key]
+        source = open_source(wanted.input, self._places)
+        try:
+            opened = (source, Mapper(model.spec, wanted, source.schema()))
+        except InvalidRequestError as e:
+            raise SourceError(e.detail) from e
+        with self._lock:
+            self._opened[key] = opened
+            if len(self._opened) > _KEPT:
+                self._opened.popitem(last=False)
+        return opened
