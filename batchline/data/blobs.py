@@ -15,7 +15,7 @@ from typing import Self
 
 from batchline.data.contract import Places
 from batchline.data.places import BLOB, Folder, OpenFile, Root, Upload, blob_place, blob_root
-from batchline.errors import TooLargeError
+from batchline.errors import SourceError, TooLargeError
 
 CHUNK_BYTES = 1 << 20
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
@@ -134,7 +134,10 @@ class Blobs:
             SourceError: there is none.
             SourceUnavailableError: may be tried again.
         """
-        file = self._place.open(self._uri + _checked(key))
+        try:
+            file = self._place.open(self._uri + _checked(key))
+        except SourceError as e:
+            raise SourceError(f"The file {key} is gone.") from e
         file.uri = f"file {key}"
         return Blob(key, file)
 

@@ -35,7 +35,7 @@ def is_list(kind: pa.DataType) -> bool:
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
     """What a dictionary-encoded type stands for."""
-    return cast("pa.DictionaryType", kind).value_type if pa.types.is_dictionary(kind) else kind
+    return cast("pa.DictionaryType[Any, Any]", kind).value_type if pa.types.is_dictionary(kind) else kind
 
 
 def leaf_fits(kind: pa.DataType, tensor: TensorSpec) -> bool:
@@ -56,13 +56,13 @@ def list_fits(kind: pa.DataType, tensor: TensorSpec) -> bool:
         kind = plain_type(kind)
         if not is_list(kind):
             return False
-        if pa.types.is_fixed_size_list(kind) and want not in (None, cast("pa.FixedSizeListType", kind).list_size):
+        if pa.types.is_fixed_size_list(kind) and want not in (None, cast("pa.FixedSizeListType[Any]", kind).list_size):
             return False
-        kind = cast("pa.ListType", kind).value_type
+        kind = cast("pa.ListType[Any]", kind).value_type
     return leaf_fits(kind, tensor)
 
 
-def stack(columns: Sequence[pa.Array], tensor: TensorSpec, *, allow_missing: bool) -> tuple[Array, Faults]:
+def stack(columns: Sequence[pa.Array[Any]], tensor: TensorSpec, *, allow_missing: bool) -> tuple[Array, Faults]:
     """Columns of N single values, n of them, as one array [N, n]."""
     names = list(range(len(columns)))
     out = np.empty((len(columns[0]), len(columns)), DTYPES[tensor.dtype])
@@ -83,10 +83,10 @@ def stack(columns: Sequence[pa.Array], tensor: TensorSpec, *, allow_missing: boo
     return out, faults
 
 
-def leaves(column: pa.Array, tensor: TensorSpec, *, allow_missing: bool) -> tuple[Array, Faults]:
+def leaves(column: pa.Array[Any], tensor: TensorSpec, *, allow_missing: bool) -> tuple[Array, Faults]:
     """N single values as an array [N]."""
     if pa.types.is_dictionary(column.type):
-        column = cast("pa.DictionaryArray", column).dictionary_decode()
+        column = cast("pa.DictionaryArray[Any, Any]", column).dictionary_decode()
     faults: Faults = {}
     nulls = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
     missing = tensor.is_float and allow_missing
@@ -100,17 +100,15 @@ def leaves(column: pa.Array, tensor: TensorSpec, *, allow_missing: bool) -> tupl
         column = column.cast(pa.float64())
     if nulls is not None:
         floats = pa.types.is_floating(column.type) or missing
-        column = (column.cast(pa.float64()) if floats else column).fill_null(math.nan if floats else _zero(column))
+        column = column.cast(pa.float64()) if floats else column
+        filled = pc.fill_null(column, pa.scalar(math.nan if floats else 0).cast(column.type))
+        column = cast("pa.Array[Any]", filled)
     values = column.to_numpy(zero_copy_only=False)
     with np.errstate(over="ignore", invalid="ignore"):
         out = values.astype(DTYPES[tensor.dtype], copy=False)
     for row in np.flatnonzero(_misfits(values, out, tensor)).tolist():
         faults.setdefault(row, _misfit(values[row], tensor))
     return out, faults
-
-
-def _zero(column: pa.Array) -> pa.Scalar[Any]:
-    return pa.scalar(pa.types.is_integer(column.type) and 0, column.type)
 
 
 def _misfits(values: Array, out: Array, tensor: TensorSpec) -> NDArray[np.bool_]:
@@ -136,7 +134,7 @@ def _too_large(tensor: TensorSpec) -> str:
     return f"{tensor.dtype} cannot hold a number this large"
 
 
-def lists(column: pa.Array, tensor: TensorSpec, *, allow_missing: bool) -> tuple[Column, Faults]:
+def lists(column: pa.Array[Any], tensor: TensorSpec, *, allow_missing: bool) -> tuple[Column, Faults]:
     """N lists, as deep as the tensor has axes: [N, *shape], or one array a row where a free axis differs."""
     rows = np.arange(len(column))
     faults: Faults = {}
@@ -146,7 +144,7 @@ def lists(column: pa.Array, tensor: TensorSpec, *, allow_missing: bool) -> tuple
             break
         faults |= {int(rows[at]): why for at, why in got.items()}
         good = np.setdiff1d(np.arange(len(rows)), list(got))
-        rows, column = rows[good], column.take(pa.array(good))
+        rows, column = rows[good], column.take(good)
     if not faults:
         return got, faults
     total = len(rows) + len(faults)
@@ -155,18 +153,18 @@ def lists(column: pa.Array, tensor: TensorSpec, *, allow_missing: bool) -> tuple
         out[rows] = got
         return out, faults
     spread = [np.zeros(0, DTYPES[tensor.dtype])] * total
-    for row, value in zip(rows.tolist(), cast("list[Array]", got), strict=True):
+    for row, value in zip(rows.tolist(), got, strict=True):
         spread[row] = value
     return spread, faults
 
 
-def _lists(column: pa.Array, tensor: TensorSpec, allow_missing: bool) -> Array | list[Array] | Faults:
+def _lists(column: pa.Array[Any], tensor: TensorSpec, allow_missing: bool) -> Array | list[Array] | Faults:
     """The arrays, or the rows at fault, without which it must be asked again."""
     parents = np.arange(len(column))
     shapes = np.zeros((len(column), len(tensor.shape)), np.int64)
     for axis, want in enumerate(tensor.shape):
         if pa.types.is_dictionary(column.type):
-            column = cast("pa.DictionaryArray", column).dictionary_decode()
+            column = cast("pa.DictionaryArray[Any, Any]", column).dictionary_decode()
         if column.null_count:
             nulls = column.is_null().to_numpy(zero_copy_only=False)
             return dict.fromkeys(parents[nulls].tolist(), "there is no value")
@@ -190,7 +188,7 @@ def _lists(column: pa.Array, tensor: TensorSpec, allow_missing: bool) -> Array |
     return [flat[a:b].reshape(s) for a, b, s in zip(starts, ends, shapes.tolist(), strict=True)]
 
 
-def to_arrow(values: Column, shape: Sequence[int | None]) -> pa.Array:
+def to_arrow(values: Column, shape: Sequence[int | None]) -> pa.Array[Any]:
     """Outputs of N rows as one Arrow column: single values, lists of fixed size, or nested lists."""
     if isinstance(values, list):
         return pa.array([value if isinstance(value, str) else value.tolist() for value in values])
@@ -207,12 +205,26 @@ def to_arrow(values: Column, shape: Sequence[int | None]) -> pa.Array:
     return leaf
 
 
+_ARROW: dict[str, pa.DataType] = {
+    "BOOL": pa.bool_(),
+    "UINT8": pa.uint8(),
+    "UINT16": pa.uint16(),
+    "UINT32": pa.uint32(),
+    "UINT64": pa.uint64(),
+    "INT8": pa.int8(),
+    "INT16": pa.int16(),
+    "INT32": pa.int32(),
+    "INT64": pa.int64(),
+    "FP16": pa.float16(),
+    "FP32": pa.float32(),
+    "FP64": pa.float64(),
+    "BYTES": pa.string(),
+}
+
+
 def arrow_type(tensor: TensorSpec) -> pa.DataType:
     """The type that `to_arrow` gives for a tensor."""
-    name = {"BYTES": "string", "BOOL": "bool", "FP16": "float16", "FP32": "float32", "FP64": "float64"}.get(
-        tensor.dtype
-    )
-    kind = pa.type_for_alias(name or DTYPES[tensor.dtype])
+    kind = _ARROW[tensor.dtype]
     if len(tensor.shape) == 1 and tensor.shape[0]:
         return pa.list_(kind, tensor.shape[0])
     for _ in tensor.shape:

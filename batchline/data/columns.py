@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -94,7 +95,7 @@ class Mapper:
         if faults:
             every = np.arange(rows.batch.num_rows) if at is None else at
             at = np.setdiff1d(every, np.fromiter(faults, np.int64), assume_unique=True)
-        batch = rows.batch if at is None else rows.batch.take(pa.array(at))
+        batch = rows.batch if at is None else rows.batch.take(at)
         columns, bad = self._columns(batch, where)
         if bad:
             good = np.setdiff1d(np.arange(batch.num_rows), np.fromiter(bad, np.int64), assume_unique=True)
@@ -120,7 +121,7 @@ class Mapper:
             faults |= {row: told(why) for row, why in bad.items() if row not in faults}
         return columns, faults
 
-    def _tensor(self, found: Sequence[pa.Array], feed: _Feed, tensor: TensorSpec) -> tuple[Column, Faults]:
+    def _tensor(self, found: Sequence[pa.Array[Any]], feed: _Feed, tensor: TensorSpec) -> tuple[Column, Faults]:
         missing = self._spec.policy.allow_missing
         if feed.is_list:
             return column_arrays.lists(found[0], tensor, allow_missing=missing)
@@ -166,12 +167,14 @@ class Mapper:
             [self._numbers(batch, offsets, first_row), *key, *told], schema=self.error_schema
         )
 
-    def _numbers(self, batch: pa.RecordBatch, at: NDArray[np.int64] | None, first_row: int) -> pa.Array:
+    def _numbers(self, batch: pa.RecordBatch, at: NDArray[np.int64] | None, first_row: int) -> pa.Array[Any]:
         return pa.array((np.arange(batch.num_rows, dtype=np.int64) if at is None else at) + first_row)
 
-    def _passed_on(self, batch: pa.RecordBatch, at: NDArray[np.int64] | None, names: Sequence[str]) -> list[pa.Array]:
-        taken = None if at is None or len(at) == batch.num_rows else pa.array(at)
-        arrays: list[pa.Array] = []
+    def _passed_on(
+        self, batch: pa.RecordBatch, at: NDArray[np.int64] | None, names: Sequence[str]
+    ) -> list[pa.Array[Any]]:
+        taken = None if at is None or len(at) == batch.num_rows else at
+        arrays: list[pa.Array[Any]] = []
         for name in names:
             column = batch.column(name) if taken is None else batch.column(name).take(taken)
             wanted = self.schema.field(name).type
@@ -290,7 +293,7 @@ def _named(why: str, feed: _Feed) -> str:
     return f"column {feed.names[int(at)]}: {rest}" if found else f"column {feed.names[0]}: {why}"
 
 
-def _texts(column: pa.Array) -> tuple[list[str], Faults]:
+def _texts(column: pa.Array[Any]) -> tuple[list[str], Faults]:
     if pa.types.is_null(column.type):
         return [""] * len(column), dict.fromkeys(range(len(column)), "there is no value")
     values: list[str | None] = column.to_pylist()

@@ -10,7 +10,7 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import IO, Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -124,7 +124,7 @@ def _parse(block: Block, names: list[str], convert: pacsv.ConvertOptions) -> tup
         return "skip"
 
     table = pacsv.read_csv(
-        pa.BufferReader(block.data),
+        cast("IO[bytes]", pa.BufferReader(block.data)),
         # pyarrow numbers the rows only when it works in one thread
         read_options=pacsv.ReadOptions(
             column_names=names, use_threads=False, block_size=max(1 << 16, len(block.data) + 1)
@@ -163,7 +163,8 @@ def _with_gaps(
     numbers = np.flatnonzero(is_good)
     take = np.zeros(total, np.int64)
     take[numbers] = np.arange(batch.num_rows)
-    spread = batch.take(pa.array(take, mask=~is_good))
+    indices = cast("pa.Int64Array", pa.array(take, mask=~is_good))
+    spread = batch.take(indices)
     return spread, wrong | {int(numbers[at]): why for at, why in faults.items()}
 
 
@@ -183,7 +184,7 @@ def _careful(
     return pa.RecordBatch.from_arrays(arrays, names=wanted), wrong
 
 
-def _typed(name: str, raw: pa.Array, wanted: pa.DataType | None, faults: dict[int, str]) -> pa.Array:
+def _typed(name: str, raw: pa.Array[Any], wanted: pa.DataType | None, faults: dict[int, str]) -> pa.Array[Any]:
     text = _decoded(name, raw, faults)
     if wanted is None or pa.types.is_string(wanted):
         return text
@@ -204,7 +205,7 @@ def _typed(name: str, raw: pa.Array, wanted: pa.DataType | None, faults: dict[in
     return pa.array(kept, wanted)
 
 
-def _decoded(name: str, raw: pa.Array, faults: dict[int, str]) -> pa.Array:
+def _decoded(name: str, raw: pa.Array[Any], faults: dict[int, str]) -> pa.Array[Any]:
     try:
         return pc.cast(raw, pa.string())
     except pa.ArrowInvalid:

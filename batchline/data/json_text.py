@@ -29,25 +29,25 @@ def lines(batch: pa.RecordBatch) -> list[bytes]:
     return list(map(template.__mod__, zip(*columns, strict=True)))
 
 
-def texts(column: pa.Array) -> list[bytes]:
+def texts(column: pa.Array[Any]) -> list[bytes]:
     """The values of a column as JSON."""
     kind = column.type
     if pa.types.is_dictionary(kind):
-        return texts(cast("pa.DictionaryArray", column).dictionary_decode())
+        return texts(cast("pa.DictionaryArray[Any, Any]", column).dictionary_decode())
     if not column.null_count:
         if pa.types.is_floating(kind):
             return _numbers(_wide(column.to_numpy(zero_copy_only=False)))
         if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
             return _split(column.to_numpy(zero_copy_only=False))
         if pa.types.is_fixed_size_list(kind) and not (leaf := _leaf(column)).null_count:
-            size = cast("pa.FixedSizeListType", kind).list_size
+            size = cast("pa.FixedSizeListType[Any]", kind).list_size
             if size and (pa.types.is_floating(leaf.type) or pa.types.is_integer(leaf.type)):
                 return _rows(_wide(leaf.to_numpy(zero_copy_only=False)).reshape(-1, size))
     return [orjson.dumps(_plain(value), default=_told) for value in column.to_pylist()]
 
 
-def _leaf(column: pa.Array) -> pa.Array:
-    return cast("pa.FixedSizeListArray", column).flatten()
+def _leaf(column: pa.Array[Any]) -> pa.Array[Any]:
+    return cast("pa.FixedSizeListArray[Any]", column).flatten()
 
 
 def _wide(values: NDArray[Any]) -> NDArray[Any]:

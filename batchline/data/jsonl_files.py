@@ -7,7 +7,7 @@ finds the rows at fault and leaves the others as they are.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import orjson
 import pyarrow as pa
@@ -33,10 +33,14 @@ def schema(file: OpenFile) -> pa.Schema | None:
     whole = len(text) < 1 << 20
     lines = _lines(text if whole or b"\n" not in text else text[: text.rindex(b"\n")])[:_HEAD_ROWS]
     columns: dict[str, list[Any]] = {}
+    bare: bool | None = None
     for line in lines:
         try:
             row = orjson.loads(line)
         except orjson.JSONDecodeError:
+            continue
+        bare = not isinstance(row, dict) if bare is None else bare
+        if bare is isinstance(row, dict):
             continue
         named = cast("dict[str, Any]", row) if isinstance(row, dict) else {BARE: row}
         for name, value in named.items():
@@ -105,7 +109,7 @@ def _fast(block: Block, wanted: list[str], types: dict[str, pa.DataType]) -> pa.
     unexpected = "ignore" if len(known) == len(wanted) else "infer"
     try:
         table = pj.read_json(
-            pa.BufferReader(block.data),
+            cast("IO[bytes]", pa.BufferReader(block.data)),
             read_options=pj.ReadOptions(use_threads=False, block_size=max(1 << 16, len(block.data) + 1)),
             parse_options=pj.ParseOptions(explicit_schema=known, unexpected_field_behavior=unexpected),
         )
@@ -153,7 +157,7 @@ def _careful(block: Block, wanted: list[str], types: dict[str, pa.DataType]) -> 
     return Rows(pa.RecordBatch.from_arrays(arrays, names=wanted), faults)
 
 
-def column_of(name: str, values: list[Any], wanted: pa.DataType | None, faults: dict[int, str]) -> pa.Array:
+def column_of(name: str, values: list[Any], wanted: pa.DataType | None, faults: dict[int, str]) -> pa.Array[Any]:
     """Python's values as one column; whole numbers become floats if one is none, what does not fit becomes a fault."""
     usual = _array(values)
     if usual is not None and (wanted is None or usual.type == wanted or pa.types.is_null(usual.type)):
@@ -186,14 +190,14 @@ def _may_become(have: pa.DataType, want: pa.DataType) -> bool:
     return any(is_kind(have) for is_kind in numbers) and any(is_kind(want) for is_kind in numbers)
 
 
-def _cast(array: pa.Array, wanted: pa.DataType) -> pa.Array | None:
+def _cast(array: pa.Array[Any], wanted: pa.DataType) -> pa.Array[Any] | None:
     try:
         return pc.cast(array, wanted, safe=not pa.types.is_floating(wanted))
     except pa.ArrowInvalid:
         return None
 
 
-def _array(values: list[Any]) -> pa.Array | None:
+def _array(values: list[Any]) -> pa.Array[Any] | None:
     try:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):

@@ -153,7 +153,9 @@ def _batches(
     parquet: pq.ParquetFile, groups: list[int], names: tuple[str, ...] | None, batch_rows: int, uri: str
 ) -> Generator[pa.RecordBatch, None, None]:
     try:
-        for batch in parquet.iter_batches(batch_rows, row_groups=groups, columns=names):
+        for batch in parquet.iter_batches(
+            batch_rows, row_groups=groups, columns=None if names is None else list(names)
+        ):
             yield batch if names is None or tuple(batch.schema.names) == names else batch.select(names)
     except (pa.ArrowException, OSError) as e:
         raise _damaged(uri, e) from e
@@ -209,9 +211,9 @@ class _Kept:
 
     def put(self, cursor: _Cursor) -> None:
         with self._lock:
-            cursor, self._cursor = self._cursor, cursor
-        if cursor is not None:
-            cursor.close()
+            before, self._cursor = self._cursor, cursor
+        if before is not None:
+            before.close()
 
 
 _kept = _Kept()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-from typing import Protocol, cast
+from typing import IO, Any, Protocol, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,7 +35,7 @@ class _Parquet:
     def __init__(self, upload: Upload, schema: pa.Schema) -> None:
         texts = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_integer(field.type)]
         self._schema = schema
-        self._file = pq.ParquetWriter(cast("io.IOBase", upload), schema, use_dictionary=cast("bool", texts or False))
+        self._file = pq.ParquetWriter(cast("IO[bytes]", upload), schema, use_dictionary=cast("bool", texts or False))
         self._held: list[pa.RecordBatch] = []
         self._rows = self._bytes = 0
 
@@ -62,7 +61,7 @@ class _Csv:
 
     def __init__(self, upload: Upload, schema: pa.Schema) -> None:
         self._schema = pa.schema([(field.name, _csv_type(field.type)) for field in schema])
-        self._file = csv.CSVWriter(cast("io.IOBase", upload), self._schema)
+        self._file = csv.CSVWriter(cast("IO[bytes]", upload), self._schema)
 
     def write(self, rows: pa.RecordBatch) -> None:
         arrays = [_csv_column(column, field.type) for column, field in zip(rows.columns, self._schema, strict=True)]
@@ -89,11 +88,11 @@ def _csv_type(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_nested(kind) or pa.types.is_binary(kind):
         return pa.string()
     if pa.types.is_dictionary(kind):
-        return cast("pa.DictionaryType", kind).value_type
+        return cast("pa.DictionaryType[Any, Any]", kind).value_type
     return pa.float32() if pa.types.is_float16(kind) else kind
 
 
-def _csv_column(column: pa.Array, kind: pa.DataType) -> pa.Array:
+def _csv_column(column: pa.Array[Any], kind: pa.DataType) -> pa.Array[Any]:
     if column.type == kind:
         return column
     if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
