@@ -31,6 +31,11 @@ SELECT s.number FROM slices s WHERE s.batch_id = %(id)s AND s.first_row <= %(row
 ORDER BY s.first_row DESC, s.number DESC LIMIT 1
 """
 
+_OPEN_BEFORE = """
+SELECT 1 FROM slices s JOIN jobs j ON j.id = s.job_id
+WHERE s.batch_id = %(id)s AND s.number < %(number)s AND j.status IN ('queued', 'running') LIMIT 1
+"""
+
 # Slices in order of their numbers up to the first that has not ended, each with its chunks in order of their rows; then
 # one row that tells how far this looked: the last slice that may be read, the last one seen, and how many were seen.
 _STEP = """
@@ -94,7 +99,7 @@ class Results:
 
     def read(self, batch_id: uuid.UUID, *, after: int, limit: int) -> Iterator[bytes]:
         number, row = self._start(batch_id, after + 1)
-        left = limit
+        left = limit if not self._db.run(_OPEN_BEFORE, {"id": batch_id, "number": number}) else 0
         while left > 0:
             params = {"id": batch_id, "number": number, "row": row, "slices": _SLICES, "chunks": _CHUNKS}
             *chunks, (readable, last_seen, seen, _) = self._db.run(_STEP, params)
