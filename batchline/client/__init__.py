@@ -3,11 +3,25 @@
     with Client() as client:
         job = client.wait(client.submit("digits", rows))
         for row in client.rows(job): ...
+        table = client.batch("churn", "customers.parquet", key="id").to_arrow()
 
 `calls` decides what to send and when to try again, and knows no network; `clients` sends it, with and without await.
 """
 
+from batchline.client.batch_results import BatchInfo
+from batchline.client.batches import AsyncBatch, Batch
 from batchline.client.clients import AsyncClient, Client
 from batchline.client.results import Job, Model, ModelVersion, RowError, Timings
 
-__all__ = ["AsyncClient", "Client", "Job", "Model", "ModelVersion", "RowError", "Timings"]
+__all__ = [
+    "AsyncBatch",
+    "AsyncClient",
+    "Batch",
+    "BatchInfo",
+    "Client",
+    "Job",
+    "Model",
+    "ModelVersion",
+    "RowError",
+    "Timings",
+]

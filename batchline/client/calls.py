@@ -5,13 +5,15 @@ call = calls.get(job_id)        the driver sends each yielded Send and hands the
 
 from __future__ import annotations
 
+import io
 import math
 import random
 import uuid
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TypeVar
+from pathlib import Path
+from typing import IO, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -29,7 +31,7 @@ from batchline.errors import (
     TimedOutError,
     UnreachableError,
 )
-from batchline.wire import FaultBody
+from batchline.wire import FaultBody, OpenAIError
 
 T = TypeVar("T")
 
@@ -41,13 +43,28 @@ ANSWER_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
+class Upload:
+    """A file as one part of a form; sent from its beginning at every try."""
+
+    name: str
+    content: bytes | Path
+
+    def open(self) -> IO[bytes]:
+        """Raises InvalidRequestError when the file cannot be read any more."""
+        try:
+            return io.BytesIO(self.content) if isinstance(self.content, bytes) else self.content.open("rb")
+        except OSError as e:
+            raise InvalidRequestError(f"{self.content} cannot be read: {e.strerror}.") from e
+
+
+@dataclass(frozen=True, slots=True)
 class Send:
     """One request to make."""
 
     method: str
     url: str
     headers: dict[str, str]
-    body: bytes | None
+    body: bytes | Upload | None
     timeout_s: float
 
 
@@ -76,6 +93,8 @@ class _Problem(msgspec.Struct):
     title: str = ""
     detail: str = ""
     errors: list[FaultBody] = []
+    error: OpenAIError | None = None
+    """What /v1/files and /v1/batches say instead of all that."""
 
 
 @dataclass
@@ -107,13 +126,13 @@ class Calls:
             raise InvalidRequestError("The deadline has no time zone: give an aware datetime.")
         content = encode({name: value for name, value in body.items() if value is not None})
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex, "Prefer": "respond-async"}
-        return self._typed(Job, "POST", "/v1/jobs", content, headers)
+        return self.typed(Job, "POST", "/v1/jobs", content, headers)
 
     def get(self, job_id: str) -> Call[Job]:
-        return self._typed(Job, "GET", _job_path(job_id))
+        return self.typed(Job, "GET", _job_path(job_id))
 
     def cancel(self, job_id: str) -> Call[Job]:
-        return self._typed(Job, "POST", f"{_job_path(job_id)}/cancel")
+        return self.typed(Job, "POST", f"{_job_path(job_id)}/cancel")
 
     def wait(self, job_id: str, timeout_s: float | None) -> Call[Job]:
         until = self.clock.monotonic() + (math.inf if timeout_s is None else timeout_s)
@@ -136,37 +155,41 @@ class Calls:
                 yield min(pause_s, until - now)
 
     def _patient(self, job_id: str, headers: dict[str, str], until: float, asked_s: float) -> Call[Job]:
-        answer = yield from self._answer("GET", _job_path(job_id), None, headers, until=until, holds_s=asked_s)
+        answer = yield from self.answer("GET", _job_path(job_id), None, headers, until=until, holds_s=asked_s)
         return _decode(Job, answer)
 
     def page(self, status: str | None, model: str | None, after: str | None, limit: int) -> Call[JobPage]:
         asked = {"status": status, "model": model, "after": after, "limit": limit}
         query = urlencode({name: value for name, value in asked.items() if value is not None})
-        return self._typed(JobPage, "GET", f"/v1/jobs?{query}")
+        return self.typed(JobPage, "GET", f"/v1/jobs?{query}")
 
     def models(self) -> Call[list[Model]]:
-        page = yield from self._typed(ModelPage, "GET", "/v1/models")
+        page = yield from self.typed(ModelPage, "GET", "/v1/models")
         return list(page.data)
 
     def model(self, name: str) -> Call[Model]:
-        return self._typed(Model, "GET", f"/v1/models/{quote(name, safe='')}")
+        return self.typed(Model, "GET", f"/v1/models/{quote(name, safe='')}")
 
     def request(self, method: str, path: str, body: object = None) -> Call[object]:
         content = None if body is None else encode(body)
-        answer = yield from self._answer(method, path, content, {})
+        answer = yield from self.answer(method, path, content, {})
         return _decode(object, answer) if answer.body else None
 
-    def _typed(
-        self, kind: type[T], method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
-    ) -> Call[T]:
-        answer = yield from self._answer(method, path, body, headers or {})
+    def decoded(self, kind: type[T], answer: Answer) -> T:
+        """What an answer says, checked."""
         return _decode(kind, answer)
 
-    def _answer(
+    def typed(
+        self, kind: type[T], method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> Call[T]:
+        answer = yield from self.answer(method, path, body, headers or {})
+        return _decode(kind, answer)
+
+    def answer(
         self,
         method: str,
         path: str,
-        body: bytes | None,
+        body: bytes | Upload | None,
         headers: dict[str, str],
         *,
         until: float | None = None,
@@ -179,7 +202,7 @@ class Calls:
         """
         until = self.clock.monotonic() + self.timeout_s if until is None else until
         headers = {"Authorization": f"Bearer {self.api_key}", "Accept": "application/json"} | headers
-        if body is not None:
+        if isinstance(body, bytes):
             headers["Content-Type"] = "application/json"
         failures = 0
         while True:
@@ -269,7 +292,16 @@ def error_of(answer: Answer, wait_s: float | None = None) -> BatchlineError:
         problem = msgspec.json.decode(answer.body, type=_Problem)
     except msgspec.DecodeError:
         problem = _Problem()
+    if problem.error is not None:
+        return _openai_error(answer.status, problem.error, wait_s)
     code = problem.type.removeprefix(_URN)
     kind = _BY_CODE.get(code) or _BY_STATUS.get(answer.status) or BatchlineError
     detail = problem.detail or problem.title or f"The server answered {answer.status}."
     return kind(detail, faults=tuple(Fault(f.pointer, f.detail) for f in problem.errors), retry_after_s=wait_s)
+
+
+def _openai_error(status: int, error: OpenAIError, wait_s: float | None) -> BatchlineError:
+    """OpenAI's words are coarser: what is wrong with a body is 400 there."""
+    kind = _BY_CODE.get(error.code or "") or (InvalidRequestError if status == 400 else _BY_STATUS.get(status))
+    faults = tuple(Fault(f.pointer, f.detail) for f in error.errors)
+    return (kind or BatchlineError)(error.message, faults=faults, retry_after_s=wait_s)

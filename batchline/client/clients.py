@@ -7,12 +7,15 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from datetime import datetime
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
 from batchline import settings
-from batchline.client.calls import PAGE, Answer, Call, Calls, Lost, Send
+from batchline.client.batch_calls import BatchCalls, BatchOptions
+from batchline.client.batch_results import BatchInfo, BatchPage
+from batchline.client.batches import AsyncBatch, Batch
+from batchline.client.calls import PAGE, Answer, Call, Calls, Lost, Send, Upload
 from batchline.client.results import Job, JobPage, Model, Output, RowError, each_row
 from batchline.clock import Clock, SystemClock
 from batchline.errors import InvalidRequestError, UnauthorizedError
@@ -42,6 +45,13 @@ def _timeout(send: Send) -> httpx.Timeout:
     return httpx.Timeout(send.timeout_s, connect=min(CONNECT_S, send.timeout_s), pool=None)
 
 
+def _content(send: Send) -> dict[str, Any]:
+    """The body as httpx takes it; a form is read while it is sent."""
+    if isinstance(send.body, Upload):
+        return {"data": {"purpose": "batch"}, "files": {"file": (send.body.name, send.body.open())}}
+    return {"content": send.body}
+
+
 def _answer(response: httpx.Response) -> Answer:
     return Answer(response.status_code, response.headers, response.content)
 
@@ -54,7 +64,7 @@ def _page_size(limit: int | None, told: int) -> int:
     return PAGE if limit is None else min(PAGE, limit - told)
 
 
-def _next(page: JobPage, limit: int | None, told: int) -> str | None:
+def _next(page: JobPage | BatchPage, limit: int | None, told: int) -> str | None:
     """The id after which the next page begins; None when there is none or enough was told."""
     enough = limit is not None and told >= limit
     return None if enough or not page.has_more else page.last_id
@@ -85,6 +95,7 @@ class Client:
             sleep: what is called between two tries.
         """
         self._calls = _calls(url, api_key, timeout_s, clock or SystemClock())
+        self._batch_calls = BatchCalls(self._calls)
         self._http = httpx.Client(transport=transport, limits=_LIMITS, mounts={} if transport else _DIRECT)
         self._sleep = sleep
 
@@ -172,6 +183,47 @@ class Client:
         done = job if isinstance(job, Job) and job.is_finished and job.outputs is not None else self.wait(job)
         return each_row(done)
 
+    def batch(self, model: str, data: object, **options: Unpack[BatchOptions]) -> Batch:
+        """Submit a batch: all rows of a data set, of any size.
+
+        Args:
+            model: its name.
+            data: a URI that the server reads (`s3://bucket/users/*.parquet`); a path of a file here; a table of pandas,
+                polars or pyarrow; an array or a list of rows; or an input as the API takes it, such as
+                `{"table": "public.users", "key": "id"}`.
+            **options: see `BatchOptions`: output, key, columns, where, version, priority, deadline, …
+
+        Returns:
+            The batch, `validating`. Its `id` is all that another program needs to go on: `get_batch`.
+
+        Raises:
+            InvalidRequestError: the batch does not fit the model; `faults` names each reason.
+            QuotaError, OverloadedError, UnreachableError: it did not succeed in `timeout_s`.
+        """
+        return self._batch(self._run(self._batch_calls.create(model, data, options)))
+
+    def get_batch(self, batch_id: str) -> Batch:
+        """A batch by its id.
+
+        Raises:
+            NotFoundError: there is no such batch.
+        """
+        return self._batch(self._run(self._batch_calls.get(batch_id)))
+
+    def batches(self, *, limit: int | None = None) -> Iterator[BatchInfo]:
+        """Batches, newest first; page by page."""
+        after, told = None, 0
+        while limit is None or told < limit:
+            page = self._run(self._batch_calls.page(after, _page_size(limit, told)))
+            yield from page.data
+            told += len(page.data)
+            after = _next(page, limit, told)
+            if after is None:
+                return
+
+    def _batch(self, info: BatchInfo) -> Batch:
+        return Batch(self._run, self._sleep, self._batch_calls, info)
+
     def models(self) -> list[Model]:
         """The models of the catalogue."""
         return self._run(self._calls.models())
@@ -206,7 +258,7 @@ class Client:
         try:
             return _answer(
                 self._http.request(
-                    send.method, send.url, headers=send.headers, content=send.body, timeout=_timeout(send)
+                    send.method, send.url, headers=send.headers, timeout=_timeout(send), **_content(send)
                 )
             )
         except httpx.RequestError as e:
@@ -228,6 +280,7 @@ class AsyncClient:
     ) -> None:
         """See `Client`."""
         self._calls = _calls(url, api_key, timeout_s, clock or SystemClock())
+        self._batch_calls = BatchCalls(self._calls)
         self._http = httpx.AsyncClient(transport=transport, limits=_LIMITS, mounts={} if transport else _DIRECT)
         self._sleep = sleep
 
@@ -283,6 +336,29 @@ class AsyncClient:
         for row in each_row(done):
             yield row
 
+    async def batch(self, model: str, data: object, **options: Unpack[BatchOptions]) -> AsyncBatch:
+        """See `Client.batch`."""
+        return self._batch(await self._run(self._batch_calls.create(model, data, options)))
+
+    async def get_batch(self, batch_id: str) -> AsyncBatch:
+        """See `Client.get_batch`."""
+        return self._batch(await self._run(self._batch_calls.get(batch_id)))
+
+    async def batches(self, *, limit: int | None = None) -> AsyncIterator[BatchInfo]:
+        """See `Client.batches`."""
+        after, told = None, 0
+        while limit is None or told < limit:
+            page = await self._run(self._batch_calls.page(after, _page_size(limit, told)))
+            for info in page.data:
+                yield info
+            told += len(page.data)
+            after = _next(page, limit, told)
+            if after is None:
+                return
+
+    def _batch(self, info: BatchInfo) -> AsyncBatch:
+        return AsyncBatch(self._run, self._batch_calls, info)
+
     async def models(self) -> list[Model]:
         """See `Client.models`."""
         return await self._run(self._calls.models())
@@ -319,7 +395,7 @@ class AsyncClient:
         try:
             return _answer(
                 await self._http.request(
-                    send.method, send.url, headers=send.headers, content=send.body, timeout=_timeout(send)
+                    send.method, send.url, headers=send.headers, timeout=_timeout(send), **_content(send)
                 )
             )
         except httpx.RequestError as e:
