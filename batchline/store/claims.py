@@ -28,7 +28,12 @@ _TAKE = f"""
     extract(epoch FROM now() - j.created_at) * 1000 AS queued_ms
 """
 
-# Jobs are taken in order of rank while their rows fit; the first one always fits.
+CLAIM_BYTES = 64 * 2**20
+"""The payloads of one claim: what Postgres sends and a worker holds at once. A single larger one comes alone."""
+
+# Jobs are taken in order of rank while their rows fit; the first one always fits. Those whose payloads go beyond the
+# bytes come without, and `claim` gives them back: looking at payloads before the choice would make every claim dearer.
+# (The length of a large payload stands in its pointer, so only what is sent is read.)
 _CLAIM = f"""
 WITH {_NO_SYNC}, {_LIVE}, c AS MATERIALIZED (
   SELECT j.id, j.rows, j.rank FROM jobs j
@@ -39,8 +44,14 @@ WITH {_NO_SYNC}, {_LIVE}, c AS MATERIALIZED (
   SELECT id, sum(rows) OVER (ORDER BY rank, id) AS total, row_number() OVER (ORDER BY rank, id) AS n FROM c
 ), fit AS MATERIALIZED (SELECT id FROM summed WHERE total <= %(rows)s OR n = 1 ORDER BY id
 ), u AS ({_TAKE})
-SELECT u.*, i.payload, (SELECT count(*) FROM c) FROM u JOIN job_inputs i ON i.job_id = u.id ORDER BY u.rank, u.id
+SELECT u.*,
+  CASE WHEN sum(octet_length(i.payload)) OVER w <= {CLAIM_BYTES} OR row_number() OVER w = 1 THEN i.payload END,
+  (SELECT count(*) FROM c)
+FROM u JOIN job_inputs i ON i.job_id = u.id WINDOW w AS (ORDER BY u.rank, u.id) ORDER BY u.rank, u.id
 """
+
+_ID, _ATTEMPT, _PAYLOAD = 0, 3, 9
+"""Columns of what a claim returns."""
 
 _CLAIM_SUSPECT = f"""
 WITH {_NO_SYNC}, {_LIVE}, fit AS MATERIALIZED (
@@ -143,7 +154,11 @@ class Claims:
 
     def claim(self, worker_id: uuid.UUID, model_id: int, lane: Lane, *, rows: int, floor: int = 0) -> Claim:
         params = {"worker": worker_id, "model": model_id, "lane": lane.value, "rows": rows, "floor": floor}
-        return _claimed(self._db.run(_CLAIM, params, repeat=False, prepare=True))
+        found = self._db.run(_CLAIM, params, repeat=False, prepare=True)
+        taken, left = _claimed(found), [row for row in found if row[_PAYLOAD] is None]
+        if left:
+            self._give_back(worker_id, [row[_ID] for row in left], [row[_ATTEMPT] for row in left])
+        return taken
 
     def claim_suspect(self, worker_id: uuid.UUID, model_id: int) -> Claim:
         return _claimed(self._db.run(_CLAIM_SUSPECT, {"worker": worker_id, "model": model_id}, repeat=False))
@@ -171,7 +186,10 @@ class Claims:
         return {row[0]: row[1] for row in rows}
 
     def give_back(self, worker_id: uuid.UUID, jobs: Sequence[ClaimedJob]) -> set[uuid.UUID]:
-        params = {"worker": worker_id, "id": [j.id for j in jobs], "attempt": [j.attempt for j in jobs]}
+        return self._give_back(worker_id, [j.id for j in jobs], [j.attempt for j in jobs])
+
+    def _give_back(self, worker_id: uuid.UUID, ids: list[uuid.UUID], attempts: list[int]) -> set[uuid.UUID]:
+        params = {"worker": worker_id, "id": ids, "attempt": attempts}
         return {row[0] for row in self._db.run(_GIVE_BACK, params)}
 
     def reconcile(self, worker_id: uuid.UUID, held: Sequence[uuid.UUID]) -> set[uuid.UUID]:
@@ -188,4 +206,5 @@ def _claimed(rows: list[tuple[Any, ...]]) -> Claim:
         ClaimedJob(job_id, tenant, model, attempt, failures, n, suspect, float(queued_ms), bytes(payload))
         for job_id, tenant, model, attempt, failures, n, suspect, _rank, queued_ms, payload, _seen in rows
     ]
-    return Claim(jobs, more=bool(rows) and rows[0][-1] > len(rows), first_rank=rows[0][7] if rows else 0)
+        if payload is not None
+    return Claim(jobs, more=bool(rows) and rows[0][-1] > len(jobs), first_rank=rows[0][7] if rows else 0)

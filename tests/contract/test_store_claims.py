@@ -67,6 +67,28 @@ def test_rows_fill_the_claim_in_order(store, model, sizes, rows, expected):
     assert (len(claim.jobs), claim.more) == expected
 
 
+def test_payloads_bound_a_claim(store, model, database_url):
+    """64 MiB at once, in order of rank; what goes beyond stays queued, uncharged. A larger one comes alone."""
+    sizes = {"a": 30, "b": 30, "c": 30, "d": 1, "e": 70, "f": 1}
+    jobs = {
+        name: stack.new_job(model, rank=rank, payload=bytes(mib * 2**20))
+        for rank, (name, mib) in enumerate(sizes.items(), 1)
+    }
+    store.jobs.submit(list(jobs.values()))
+    name_of = {job.id: name for name, job in jobs.items()}
+    worker = stack.a_worker(store)
+    claims = []
+    while (claim := _claim(store, worker, model)).jobs:
+        claims.append(claim)
+        assert all(len(job.payload) == sizes[name_of[job.id]] * 2**20 for job in claim.jobs)
+        store.claims.finish(worker, [stack.done(job) for job in claim.jobs])
+    assert [("".join(name_of[job.id] for job in c.jobs), c.more) for c in claims] == [
+        ("ab", True), ("cd", True), ("e", True), ("f", False),
+    ]  # fmt: skip
+    assert {_row(database_url, job.id)[2] for job in jobs.values()} == {0}
+    assert store.claims.reconcile(worker, []) == set()
+
+
 def test_model_lane_and_floor_bound_a_claim(store, model):
     """A claim sees its own queue only, from its floor on."""
     worker = stack.a_worker(store)
