@@ -17,6 +17,7 @@ from api.admission import Admission, Limits
 from api.asking import Asking
 from api.auth import Keys
 from api.backlog import Backlog
+from api.batches import data_routes
 from api.catalogue import Models
 from api.commits import Commits
 from api.front import Front
@@ -98,6 +99,7 @@ def build(settings: Settings, store: Store, nudger: Nudger, hints: Finished, clo
         route_handlers=[
             *jobs.handlers(),
             *V2Routes(services, health).handlers(),
+            *data_routes(services, clock),
             *OpsRoutes(services, health).handlers(),
             *openapi.handlers(settings.max_rows),
         ],

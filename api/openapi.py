@@ -4,89 +4,49 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from http import HTTPStatus
 from importlib.metadata import version as version_of
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 from litestar import get
 from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
 
-from api import examples
+from api import examples, examples_data, openai
 from api.http import answer
+from api.openapi_data import DATA_OPERATIONS, DATA_SHAPES, refine
+from api.operations import KEY, OBJECT, REF, Json, Operation, content, parameter, ref
 from batchline.job import Status
 from batchline.v2_tensors import InferBody
 from batchline.wire import JobBody, JobList, Problem, SubmitBody
 
-Json = dict[str, Any]
-_REF = "#/components/schemas/{name}"
 _JOB_ID = {"type": "string", "pattern": "^job_[0-9a-v]{25}[048cgkos]$"}
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One route: what it takes, and what it answers beside the errors that all routes know."""
-
-    method: str
-    path: str
-    name: str
-    summary: str
-    answers: Mapping[int, Json]
-    errors: tuple[int, ...] = ()
-    body: Json | None = None
-    parameters: tuple[Json, ...] = ()
-    scope: str | None = None
-    description: str = ""
-
-
-def _ref(name: str) -> Json:
-    return {"$ref": _REF.format(name=name)}
-
-
-def _json(schema: Json, example: object = None, *, media_type: str = "application/json") -> Json:
-    content: Json = {"schema": schema}
-    if example is not None:
-        content["example"] = example
-    return {media_type: content}
-
-
-def _parameter(place: str, name: str, schema: Json, description: str, example: object = None) -> Json:
-    found: Json = {"name": name, "in": place, "required": place == "path", "schema": schema, "description": description}
-    return found | ({"example": example} if example is not None else {})
-
-
-_PREFER = _parameter(
+_PREFER = parameter(
     "header", "Prefer", {"type": "string"}, "`wait=N`: wait up to N seconds (at most 60) for the end.", "wait=10"
 )
-_KEY = _parameter(
-    "header",
-    "Idempotency-Key",
-    {"type": "string", "pattern": "^[!-~]{1,255}$"},
-    "The same key and body is the same job, for 24 hours.",
-)
-_ID = _parameter("path", "job_id", _JOB_ID, "The id of a job.", examples.JOB["id"])
-_MODEL = _parameter("path", "model", {"type": "string", "minLength": 1}, "The name of a model.", "digits")
-_VERSION = _parameter("path", "version", {"type": "string", "minLength": 1}, "A version, or `production`.", "1")
+_ID = parameter("path", "job_id", _JOB_ID, "The id of a job.", examples.JOB["id"])
+_MODEL = parameter("path", "model", {"type": "string", "minLength": 1}, "The name of a model.", "digits")
+_VERSION = parameter("path", "version", {"type": "string", "minLength": 1}, "A version, or `production`.", "1")
 _LIST = (
-    _parameter("query", "status", {"type": "string", "enum": [s.value for s in Status]}, "Only jobs that stand so."),
-    _parameter("query", "model", {"type": "string", "pattern": "^[^\\x00]*$"}, "Only jobs of this model."),
-    _parameter("query", "after", _JOB_ID, "The last id of the page before."),
-    _parameter("query", "limit", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}, "Jobs on a page."),
+    parameter("query", "status", {"type": "string", "enum": [s.value for s in Status]}, "Only jobs that stand so."),
+    parameter("query", "model", {"type": "string", "pattern": "^[^\\x00]*$"}, "Only jobs of this model."),
+    parameter("query", "after", _JOB_ID, "The last id of the page before."),
+    parameter("query", "limit", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}, "Jobs on a page."),
 )
-_OBJECT: Json = {"type": "object"}
 _INFER = Operation(
     "post",
     "/v2/models/{model}/infer",
     "v2_infer",
     "Submit tensors and wait for the outputs",
-    {200: _json(_OBJECT, examples.INFERRED), 202: _json(_ref("JobBody"), examples.JOB)},
+    {200: content(OBJECT, examples.INFERRED), 202: content(ref("JobBody"), examples.JOB)},
     (400, 404, 409, 410, 413, 415, 422, 429, 500, 503, 504),
-    _json(_ref("InferBody"), examples.INFER)
+    content(ref("InferBody"), examples.INFER)
     | {"application/octet-stream": {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}},
-    (_MODEL, _PREFER, _KEY),
+    (_MODEL, _PREFER, KEY),
     "submit",
     "Open Inference Protocol v2, with the binary tensor extension, gzip and deflate. The first axis of every tensor is"
     " the rows. The answer waits up to 60 s (504 after that; the job goes on); `Prefer: respond-async` answers 202 with"
@@ -97,7 +57,7 @@ _V2_MODEL = Operation(
     "/v2/models/{model}",
     "v2_model",
     "Read the signature of a model",
-    {200: _json(_OBJECT)},
+    {200: content(OBJECT)},
     (404, 503),
     None,
     (_MODEL,),
@@ -108,7 +68,7 @@ _V2_READY = Operation(
     "/v2/models/{model}/ready",
     "v2_model_ready",
     "Ask whether a model may be used",
-    {200: _json(_OBJECT)},
+    {200: content(OBJECT)},
     (404, 503),
     None,
     (_MODEL,),
@@ -127,50 +87,51 @@ OPERATIONS = (
         "/v1/jobs",
         "submit_job",
         "Submit rows as a job",
-        {200: _json(_ref("JobBody"), examples.DONE), 202: _json(_ref("JobBody"), examples.JOB)},
+        {200: content(ref("JobBody"), examples.DONE), 202: content(ref("JobBody"), examples.JOB)},
         (400, 404, 409, 410, 413, 415, 422, 429, 503),
-        _json(_ref("SubmitBody"), examples.SUBMIT),
-        (_PREFER, _KEY),
+        content(ref("SubmitBody"), examples.SUBMIT),
+        (_PREFER, KEY),
         "submit",
         "202 means that the job is on disk. With `Prefer: wait=N`, 200 and the finished job if it ends in time. A 503"
         " that says so may have been accepted: repeat it with the same Idempotency-Key.",
     ),
     Operation(
         "get", "/v1/jobs", "list_jobs", "List jobs, newest first, without outputs",
-        {200: _json(_ref("JobList"))}, (422, 503), None, _LIST, "read",
+        {200: content(ref("JobList"))}, (422, 503), None, _LIST, "read",
     ),
     Operation(
         "get", "/v1/jobs/{job_id}", "get_job", "Read a job and its results",
-        {200: _json(_ref("JobBody"), examples.DONE)}, (404, 410, 503), None, (_ID, _PREFER), "read",
+        {200: content(ref("JobBody"), examples.DONE)}, (404, 410, 503), None, (_ID, _PREFER), "read",
     ),
     Operation(
         "post", "/v1/jobs/{job_id}/cancel", "cancel_job", "Cancel a job",
-        {200: _json(_ref("JobBody"))}, (404, 409, 503), None, (_ID,), "submit",
+        {200: content(ref("JobBody"))}, (404, 409, 503), None, (_ID,), "submit",
         "A job that is cancelled already is answered again; one that has ended otherwise is 409.",
     ),
-    Operation("get", "/v1/models", "list_models", "List models", {200: _json(_OBJECT)}, (503,), scope="read"),
+    *DATA_OPERATIONS,
+    Operation("get", "/v1/models", "list_models", "List models", {200: content(OBJECT)}, (503,), scope="read"),
     Operation(
         "get", "/v1/models/{model}", "get_model", "Read a model: versions, signature, policy",
-        {200: _json(_OBJECT)}, (404, 503), None, (_MODEL,), "read",
+        {200: content(OBJECT)}, (404, 503), None, (_MODEL,), "read",
     ),
-    Operation("get", "/v1/workers", "list_workers", "List workers", {200: _json(_OBJECT)}, (503,), scope="admin"),
+    Operation("get", "/v1/workers", "list_workers", "List workers", {200: content(OBJECT)}, (503,), scope="admin"),
     Operation(
-        "get", "/v1/backlog", "get_backlog", "Read how much is queued", {200: _json(_OBJECT)}, (503,), scope="admin"
+        "get", "/v1/backlog", "get_backlog", "Read how much is queued", {200: content(OBJECT)}, (503,), scope="admin"
     ),
-    Operation("get", "/livez", "livez", "Whether the process lives", {200: _json(_OBJECT)}),
-    Operation("get", "/readyz", "readyz", "Whether the process can take work", {200: _json(_OBJECT)}, (503,)),
-    Operation("get", "/v2", "v2_server", "Name, version and extensions", {200: _json(_OBJECT)}),
-    Operation("get", "/v2/health/live", "v2_live", "Whether the process lives", {200: _json(_OBJECT)}),
-    Operation("get", "/v2/health/ready", "v2_ready", "Whether it can take work", {200: _json(_OBJECT)}, (503,)),
+    Operation("get", "/livez", "livez", "Whether the process lives", {200: content(OBJECT)}),
+    Operation("get", "/readyz", "readyz", "Whether the process can take work", {200: content(OBJECT)}, (503,)),
+    Operation("get", "/v2", "v2_server", "Name, version and extensions", {200: content(OBJECT)}),
+    Operation("get", "/v2/health/live", "v2_live", "Whether the process lives", {200: content(OBJECT)}),
+    Operation("get", "/v2/health/ready", "v2_ready", "Whether it can take work", {200: content(OBJECT)}, (503,)),
     _V2_MODEL,
     _versioned(_V2_MODEL),
     _V2_READY,
     _versioned(_V2_READY),
     _INFER,
     _versioned(_INFER),
-    Operation("get", "/openapi.json", "openapi", "This description", {200: _json(_OBJECT)}),
+    Operation("get", "/openapi.json", "openapi", "This description", {200: content(OBJECT)}),
     Operation(
-        "get", "/docs", "docs", "This description to read", {200: _json({"type": "string"}, media_type="text/html")}
+        "get", "/docs", "docs", "This description to read", {200: content({"type": "string"}, media_type="text/html")}
     ),
 )  # fmt: skip
 """Every route; a test holds it equal to the route table."""
@@ -178,8 +139,8 @@ OPERATIONS = (
 
 def document(max_rows: int) -> Json:
     """The whole OpenAPI document."""
-    shapes = [SubmitBody, JobBody, JobList, Problem, InferBody]
-    _, schemas = msgspec.json.schema_components(shapes, ref_template=_REF, schema_hook=_anything)
+    shapes = [SubmitBody, JobBody, JobList, Problem, InferBody, *DATA_SHAPES]
+    _, schemas = msgspec.json.schema_components(shapes, ref_template=REF, schema_hook=_anything)
     submit = cast("Json", schemas["SubmitBody"]["properties"])
     submit["inputs"] = {"type": "array", "minItems": 1, "maxItems": max_rows, "description": "A row: a nested list, an"
                         " object of inputs by name, or a string, as the model takes it."}  # fmt: skip
@@ -188,6 +149,7 @@ def document(max_rows: int) -> Json:
     job = cast("Json", schemas["JobBody"]["properties"])
     for name, kind in (("outputs", "array"), ("errors", "array"), ("timings_ms", "object"), ("metadata", "object")):
         job[name] = {"type": [kind, "null"]}
+    refine(schemas)
     schemas["V2Error"] = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
     paths: Json = {}
     for operation in OPERATIONS:
@@ -213,14 +175,13 @@ def _anything(_: type) -> Json:
 
 
 def _operation(operation: Operation) -> Json:
-    is_v2 = operation.path.startswith("/v2")
     errors = operation.errors + ((401, 403) if operation.scope else ())
     responses: Json = {
-        str(status): {"description": HTTPStatus(status).phrase, "content": content}
-        for status, content in operation.answers.items()
+        str(status): {"description": HTTPStatus(status).phrase, "content": told}
+        for status, told in operation.answers.items()
     }
     for status in sorted(errors):
-        responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": _error(status, is_v2=is_v2)}
+        responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": _error(status, operation.path)}
     found: Json = {
         "operationId": operation.name,
         "summary": operation.summary,
@@ -236,10 +197,12 @@ def _operation(operation: Operation) -> Json:
     return found
 
 
-def _error(status: int, *, is_v2: bool) -> Json:
-    if is_v2:
-        return _json(_ref("V2Error"), {"error": HTTPStatus(status).phrase})
-    return _json(_ref("Problem"), examples.PROBLEMS.get(status), media_type="application/problem+json")
+def _error(status: int, path: str) -> Json:
+    if openai.speaks(path):
+        return content(ref("OpenAIErrorBody"), examples_data.ERRORS.get(status))
+    if path.startswith("/v2"):
+        return content(ref("V2Error"), {"error": HTTPStatus(status).phrase})
+    return content(ref("Problem"), examples.PROBLEMS.get(status), media_type="application/problem+json")
 
 
 def page(described: Json) -> str:
@@ -257,9 +220,9 @@ def page(described: Json) -> str:
             body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example")
             parts += [_sample("Request", body)] if body else []
             for status, response in operation["responses"].items():
-                content: Json = next(iter(response["content"].values()))
-                if status.startswith("2") and "example" in content:
-                    parts.append(_sample(f"{status} {response['description']}", content["example"]))
+                sample: Json = next(iter(response["content"].values()))
+                if status.startswith("2") and "example" in sample:
+                    parts.append(_sample(f"{status} {response['description']}", sample["example"]))
             parts.append(f"<p>Answers: {', '.join(operation['responses'])}</p>")
     return "\n".join(parts)
 

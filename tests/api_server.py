@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -96,7 +97,11 @@ def running_api(database_url: str, redis_url: str, nudger: Any = None, **changes
     """Serve on a free port until the end of the block; `changes` are fields of Settings."""
     store = prepared(database_url)
     port = free_port()
-    settings = Settings(database_url=database_url, redis_url=redis_url, port=port, **changes)
+    blobs = tempfile.TemporaryDirectory(prefix="batchline-blobs-")
+    settings = Settings(
+        **{"database_url": database_url, "redis_url": redis_url, "port": port, "blobs": f"file://{blobs.name}"}
+        | changes
+    )
     nudger = nudger or SilentNudger()
     api = build(settings, store, nudger, Hints(redis_url))
     server = serve(api, "127.0.0.1", port)
@@ -112,6 +117,7 @@ def running_api(database_url: str, redis_url: str, nudger: Any = None, **changes
     server.should_exit = True
     thread.join(timeout=20)
     store.close()
+    blobs.cleanup()
 
 
 def echo(block: rows.RowBlock) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from batchline.batch import Condition, Input, Output
-from batchline.data import uris
+from batchline.data import places_of, uris
 from batchline.errors import Fault, SourceError
 from batchline.model import ModelSpec
 from batchline.settings import Settings
@@ -35,9 +35,9 @@ class Rules:
 
     @classmethod
     def of(cls, settings: Settings) -> Rules:
-        roots = tuple(posixpath.normpath(root) for root in settings.data_roots.split(":") if root)
-        names = frozenset(entry.partition("=")[0] for entry in settings.databases.split())
-        return cls(roots, names, settings.files_kept_s)
+        """Raise SettingsError when they cannot be meant so."""
+        places = places_of(settings)
+        return cls(places.data_roots, frozenset(places.databases), settings.files_kept_s)
 
 
 def input_of(given: InputBody, rules: Rules, faults: list[Fault]) -> Input:
@@ -213,3 +213,5 @@ def _condition_faults(index: int, condition: Condition) -> Iterator[Fault]:
         yield Fault(f"{pointer}/2", "must not be an empty list")
     elif "\0" in str(value):
         yield Fault(f"{pointer}/2", "has a NUL character")
+    elif any(isinstance(v, int) and not -(2**63) <= v < 2**63 for v in (value if isinstance(value, list) else [value])):
+        yield Fault(f"{pointer}/2", "is a whole number beyond 64 bits")

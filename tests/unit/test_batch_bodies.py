@@ -20,7 +20,7 @@ from batchline.store.batch_contract import FileView
 
 NOW = datetime(2026, 11, 22, 6, 0, tzinfo=UTC)
 ROW = [0.5] * 64
-RULES = Rules(("/data", "/more/data"), frozenset({"shop"}))
+RULES = Rules(("/data", "/more/data/"), frozenset({"shop"}))
 SPECS = {
     "digits": stack.a_spec(version="3"),
     "pair": ModelSpec(
@@ -151,6 +151,7 @@ def test_rows_are_read_as_a_files_columns_would_be(model: str, given: dict[str, 
         ("three", {"rows": [{"f": 1, "g": 2, "h": 3}, {"f": 1, "g": 2, "i": 3}]}, "/input/rows/1/h"),
         ("three", {"rows": [{"f": 1, "g": 2, "h": 3}], "key": "id"}, "/input/rows/0"),
         ("pair", {"rows": [{"a": 1}]}, "/input/rows/0"),
+        ("pair", {"rows": [{"a": 10**30, "b": [1, 10**400], "id": 1}], "key": "id"}, "/input/rows/0/b/1"),
         ("words", {"rows": [1]}, "/input/rows/0"),
     ],
 )
@@ -205,6 +206,7 @@ INPUTS: dict[str, tuple[dict[str, Any], str]] = {
     "a list for =": (TABLE | {"where": [["id", "=", [1]]]}, "/input/where/0/2"),
     "no list for in": (TABLE | {"where": [["id", "in", 1]]}, "/input/where/0/2"),
     "a value for null": (TABLE | {"where": [["id", "is null", 1]]}, "/input/where/0/2"),
+    "a number of ages": (TABLE | {"where": [["id", "in", [1, 10**30]]]}, "/input/where/0/2"),
     "where on files": (URI | {"where": [["id", "=", 1]]}, "/input/where"),
     "no key": ({"table": "users"}, "/input/key"),
     "a query for a table": ({"table": "(SELECT 1) x", "key": "id"}, "/input/table"),
@@ -294,7 +296,7 @@ def test_without_roots_the_setting_is_named() -> None:
 def test_rules_are_read_from_the_settings() -> None:
     """Roots by colon, databases by white space, and of those only the names."""
     rules = Rules.of(Settings(data_roots="/a:/b/", databases="x=postgresql://u:p@h/x y=postgresql://h/y?a=b"))
-    assert rules.data_roots == ("/a", "/b")
+    assert rules.data_roots == ("/a", "/b/")
     assert rules.databases == {"x", "y"}
 
 
