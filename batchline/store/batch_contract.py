@@ -173,7 +173,10 @@ class Batches(Protocol):
         ...
 
     def take_to_end(self, holder: uuid.UUID, *, lease_s: float) -> BatchView | None:
-        """A batch whose slices have all ended: `close`s it if it is in_progress, then gives it to be ended."""
+        """A batch whose slices have all ended: `close`s it if it is in_progress, then gives it to be ended.
+
+        Parts that are staged and not published are for its holder to publish.
+        """
         ...
 
     def end(
@@ -246,7 +249,9 @@ class Slices(Protocol):
         ...
 
     def unpublished(self, *, limit: int) -> list[tuple[uuid.UUID, uuid.UUID, int, Staged]]:
-        """Finished slices whose part is not marked published: (job, batch, number, staged)."""
+        """Finished slices, of data sets that have not ended, whose part is not marked published:
+        (job, batch, number, staged).
+        """
         ...
 
     def published(self, job_ids: Sequence[uuid.UUID]) -> None:
@@ -349,8 +354,11 @@ class Schedules(Protocol):
         """
         ...
 
-    def run_now(self, run: Run, batch: NewBatch) -> bool:
-        """A run outside of the rhythm (run now, backfill); False if this fire time has run."""
+    def run_now(self, run: Run, batch: NewBatch | None) -> bool:
+        """A run outside of the rhythm (run now, backfill), `queued` if it has no batch.
+
+        It takes the place of one that was skipped or failed. False if this fire time has run, or waits to.
+        """
         ...
 
     def unfinished(self, schedule_id: uuid.UUID) -> int:
@@ -363,6 +371,10 @@ class Schedules(Protocol):
 
     def start_queued(self, run: Run, batch: NewBatch) -> bool:
         """A queued run becomes submitted, with its batch; False if it is not queued any more."""
+        ...
+
+    def drop_queued(self, run: Run) -> bool:
+        """A queued run gets the outcome (skipped, failed) and detail of `run`; False if it is not queued any more."""
         ...
 
     def runs(self, schedule_id: uuid.UUID, *, after: datetime | None, limit: int) -> list[Run]:

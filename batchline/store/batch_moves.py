@@ -67,7 +67,6 @@ _OPEN = """
 (SELECT j.id FROM slices s JOIN jobs j ON j.id = s.job_id
  WHERE s.batch_id = b.id AND j.status IN ('queued', 'running') ORDER BY s.number DESC LIMIT 1)
 """
-_UNPUBLISHED = "(SELECT FROM slices s WHERE s.batch_id = b.id AND s.staged IS NOT NULL AND NOT s.published)"
 
 _CLOSE = f"""
 WITH next AS MATERIALIZED (
@@ -81,7 +80,7 @@ WHERE b.id = next.id AND {batch_guard("close")} RETURNING b.id
 _TAKE_TO_END = f"""
 WITH next AS MATERIALIZED (
   SELECT b.id FROM batches b WHERE {batch_guard("end")} AND b.ended_at IS NULL
-    AND (b.lease_until IS NULL OR b.lease_until < now()) AND {_OPEN} IS NULL AND NOT EXISTS {_UNPUBLISHED}
+    AND (b.lease_until IS NULL OR b.lease_until < now()) AND {_OPEN} IS NULL
   ORDER BY b.id LIMIT 1 FOR UPDATE SKIP LOCKED
 )
 UPDATE batches b SET holder = %(holder)s, lease_until = now() + %(lease)s * interval '1 second' FROM next

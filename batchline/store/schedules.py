@@ -9,6 +9,7 @@ from datetime import datetime
 
 import psycopg2
 
+from batchline import failpoints
 from batchline.batch import BatchStatus, NewBatch
 from batchline.errors import BatchlineError, InvalidRequestError
 from batchline.store import keys
@@ -49,11 +50,25 @@ VALUES (%(schedule)s, %(fire_at)s, %(outcome)s, %(detail)s, %(batch)s)
 ON CONFLICT (schedule_id, fire_at) DO NOTHING RETURNING batch_id
 """
 
+# What came to nothing may be run after all.
+_INSERT_RUN_NOW = """
+INSERT INTO schedule_runs AS r (schedule_id, fire_at, outcome, detail, batch_id)
+VALUES (%(schedule)s, %(fire_at)s, %(outcome)s, %(detail)s, %(batch)s)
+ON CONFLICT (schedule_id, fire_at) DO UPDATE
+  SET outcome = excluded.outcome, detail = excluded.detail, batch_id = excluded.batch_id, created_at = now()
+  WHERE r.outcome IN ('skipped', 'failed') RETURNING batch_id
+"""
+
 _INSERT_BATCH = f"{INSERT} ON CONFLICT (id) DO NOTHING"
 
 _START_QUEUED = """
 UPDATE schedule_runs SET outcome = 'submitted', batch_id = %(batch)s, detail = %(detail)s
 WHERE schedule_id = %(schedule)s AND fire_at = %(fire_at)s AND outcome = 'queued' RETURNING batch_id
+"""
+
+_DROP_QUEUED = """
+UPDATE schedule_runs SET outcome = %(outcome)s, detail = %(detail)s
+WHERE schedule_id = %(schedule)s AND fire_at = %(fire_at)s AND outcome = 'queued' RETURNING 1
 """
 
 _RUN_HAS = """
@@ -154,12 +169,13 @@ class Schedules:
 
         return self._db.transact(work)
 
-    def run_now(self, run: Run, batch: NewBatch) -> bool:
+    def run_now(self, run: Run, batch: NewBatch | None) -> bool:
         def work(transaction: Transaction) -> bool:
             sql = "SELECT 1 FROM schedules WHERE id = %(schedule)s FOR KEY SHARE"
-            return bool(transaction.run(sql, _columns_of(run))) and _insert(transaction, run, batch)
+            there = transaction.run(sql, _columns_of(run))
+            return bool(there) and _insert(transaction, run, batch, _INSERT_RUN_NOW)
 
-        return self._db.transact(work) or self._has(run, batch)
+        return self._db.transact(work) or (batch is not None and self._has(run, batch))
 
     def unfinished(self, schedule_id: uuid.UUID) -> int:
         sql = _OPEN.format("%(id)s").replace("SELECT FROM", "SELECT count(*) FROM")
@@ -177,6 +193,9 @@ class Schedules:
 
         return self._db.transact(work) or self._has(run, batch)
 
+    def drop_queued(self, run: Run) -> bool:
+        return bool(self._db.run(_DROP_QUEUED, _columns_of(run)))
+
     def runs(self, schedule_id: uuid.UUID, *, after: datetime | None, limit: int) -> list[Run]:
         return [_run(row) for row in self._db.run(_HISTORY, {"id": schedule_id, "after": after, "limit": limit})]
 
@@ -185,9 +204,10 @@ class Schedules:
         return bool(self._db.run(_RUN_HAS, {**_columns_of(run), "batch": batch.id}))
 
 
-def _insert(transaction: Transaction, run: Run, batch: NewBatch | None) -> bool:
+def _insert(transaction: Transaction, run: Run, batch: NewBatch | None, sql: str = _INSERT_RUN) -> bool:
     """A run with its batch, unless this fire time has run."""
-    fresh = bool(transaction.run(_INSERT_RUN, _columns_of(run)))
+    fresh = bool(transaction.run(sql, _columns_of(run)))
+    failpoints.hit("store.after_run")
     if fresh and batch is not None:
         transaction.run(_INSERT_BATCH, columns_of(batch))
     return fresh
