@@ -205,6 +205,6 @@ def _claimed(rows: list[tuple[Any, ...]]) -> Claim:
     jobs = [
         ClaimedJob(job_id, tenant, model, attempt, failures, n, suspect, float(queued_ms), bytes(payload))
         for job_id, tenant, model, attempt, failures, n, suspect, _rank, queued_ms, payload, _seen in rows
-    ]
         if payload is not None
+    ]
     return Claim(jobs, more=bool(rows) and rows[0][-1] > len(jobs), first_rank=rows[0][7] if rows else 0)
