@@ -90,3 +90,4 @@ def test_what_is_not_plainly_a_hot_route_is_litestars(api: Running) -> None:
     assert api.call("GET", "/v1/jobs/job_nix/x").status_code == 404
     assert api.call("GET", "/v1/jobsx").status_code == 404
     assert api.call("GET", "/v1/jobs").json()["object"] == "list"
+    assert api.call("HEAD", "/v1/jobs").status_code == 405
