@@ -91,11 +91,9 @@ def cut(rows: Rows, batch_rows: int) -> Iterator[Rows]:
 
 
 def one_batch(table: pa.Table) -> pa.RecordBatch:
-    """A table as one batch; a table without columns keeps no rows."""
-    arrays = [
-        column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks) for column in table.columns
-    ]
-    return pa.RecordBatch.from_arrays(arrays, schema=table.schema)
+    """A table as one batch."""
+    batches = table.combine_chunks().to_batches()
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
 
 
 def _lines(text: bytes) -> list[bytes]:
