@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import small_models
+from worker_process import DYING, PRODUCT, Worker, a_worker, until
 from worker_rig import Rig
 
 from batchline.job import Lane
@@ -21,37 +19,7 @@ from batchline.local.servers import free_port
 from batchline.queue.celery_queue import CeleryNudger, make_app
 from batchline.store import Store
 
-ROOT = Path(__file__).parents[2]
-PRODUCT = ("-m", "workers")
-DYING = (str(ROOT / "tests" / "dying_worker.py"),)
 DEADLY = 666.0
-
-
-class Worker:
-    """One process at a time, started again when the test says so."""
-
-    def __init__(self, env: dict[str, str], log: Path) -> None:
-        self._env = env
-        self._log = log
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self, arguments: tuple[str, ...] = PRODUCT, **env: str) -> None:
-        with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, *arguments], cwd=ROOT, env=self._env | env, stdout=log, stderr=log
-            )
-
-    @property
-    def alive(self) -> bool:
-        return self.process is not None and self.process.poll() is None
-
-    def end(self, number: signal.Signals) -> int:
-        assert self.process
-        self.process.send_signal(number)
-        return self.process.wait(20)
-
-    def log(self) -> str:
-        return self._log.read_text()
 
 
 @pytest.fixture
@@ -61,26 +29,8 @@ def rig(store: Store, redis_url: str, tmp_path: Path) -> Rig:
 
 @pytest.fixture
 def worker(rig: Rig, database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Worker]:
-    env = os.environ | {
-        "DATABASE_URL": database_url,
-        "REDIS_URL": redis_url,
-        "BATCHLINE_MODELS": str(rig.repository),
-        "BATCHLINE_LEASE_S": "3",
-        "BATCHLINE_HEARTBEAT_S": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    worker = Worker(env, tmp_path / "worker.log")
-    yield worker
-    if worker.alive:
-        with contextlib.suppress(ProcessLookupError):
-            worker.end(signal.SIGKILL)
-
-
-def until(true: Callable[[], Any], worker: Worker, seconds: float = 40.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, worker.log()[-3000:]
-        time.sleep(0.05)
+    with a_worker(database_url, redis_url, rig.repository, tmp_path / "worker.log") as worker:
+        yield worker
 
 
 def live(rig: Rig) -> list[Any]:
