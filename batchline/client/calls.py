@@ -23,6 +23,7 @@ from batchline.client.retries import Failure, decide, poll_wait_s, retry_after_s
 from batchline.clock import Clock
 from batchline.errors import (
     HTTP_STATUS,
+    AlreadyEndedError,
     BatchlineError,
     ConflictError,
     Fault,
@@ -301,7 +302,8 @@ def error_of(answer: Answer, wait_s: float | None = None) -> BatchlineError:
 
 
 def _openai_error(status: int, error: OpenAIError, wait_s: float | None) -> BatchlineError:
-    """OpenAI's words are coarser: what is wrong with a body is 400 there."""
-    kind = _BY_CODE.get(error.code or "") or (InvalidRequestError if status == 400 else _BY_STATUS.get(status))
+    """OpenAI's words are coarser: what is wrong with a body is 400 there, and what is too late a 409 without a code."""
+    coarse = {400: InvalidRequestError, 409: AlreadyEndedError}.get(status) or _BY_STATUS.get(status)
+    kind = _BY_CODE.get(error.code or "") or coarse
     faults = tuple(Fault(f.pointer, f.detail) for f in error.errors)
     return (kind or BatchlineError)(error.message, faults=faults, retry_after_s=wait_s)

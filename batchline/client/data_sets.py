@@ -38,6 +38,8 @@ def given(data: object, *, key: str | None) -> Given:
     """
     if isinstance(data, Mapping):
         return Given(dict(cast("Mapping[str, object]", data)))
+    if isinstance(data, Upload):
+        return Given({}, data)
     if isinstance(data, str) and "://" in data:
         return Given({"uri": data})
     if isinstance(data, str | Path):

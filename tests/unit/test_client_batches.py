@@ -298,7 +298,8 @@ def test_its_life_is_in_ones_hands() -> None:
         (404, "model_not_found", errors.NotFoundError),
         (401, "invalid_api_key", errors.UnauthorizedError),
         (413, "too_large", errors.TooLargeError),
-        (409, "already_ended", errors.AlreadyEndedError),
+        (409, None, errors.AlreadyEndedError),
+        (422, "idempotency_key_reused", errors.KeyReusedError),
         (422, "source_error", errors.SourceError),
     ],
 )
