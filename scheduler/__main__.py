@@ -13,13 +13,18 @@ from batchline.errors import BatchlineError
 from batchline.queue.celery_queue import CeleryNudger
 from batchline.queue.hints import Hints
 from batchline.store import migrations, open_store
+from scheduler.beside import Beside
+from scheduler.chores.blobs import blobs, orphans
+from scheduler.chores.cron import Cron
 from scheduler.chores.dispatch import dispatch
 from scheduler.chores.expire import expire
 from scheduler.chores.hold import hold
 from scheduler.chores.prune import prune
+from scheduler.chores.publish import publish
 from scheduler.chores.rescue import rescue
 from scheduler.chores.threshold import threshold
 from scheduler.doors import Doors
+from scheduler.ending import Ender
 from scheduler.finds import Finds
 from scheduler.leader import Leader
 from scheduler.planning import Planner
@@ -48,7 +53,17 @@ def main() -> int:
         prune(config, store),
     )
     leader = Leader(store, chores, SystemClock(), lease_s=config.leader_lease_s, worker_lease_s=config.lease_s)
-    threads = [Planner(config, store, nudger, doors, finds).station()]
+    slow = (
+        Cron(config, store, doors, finds).chore(),
+        publish(store, doors),
+        blobs(config, store, doors),
+        orphans(store, doors),
+    )
+    threads = [
+        *(Beside(chore, leader.leads) for chore in slow),
+        Planner(config, store, nudger, doors, finds).station(),
+        Ender(config, store, doors, finds).station(),
+    ]
     for thread in threads:
         thread.start()
     leader.run(stop)

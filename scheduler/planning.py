@@ -125,7 +125,7 @@ class Planner:
             record = self._finds.model(batch.model or "", batch.version)
             slices = list(slices_again(batch.id, self._parents(batch), self._pace(batch, record)))
             return record, slices, _note(slices, {}, record)
-        with self._doors.blob(wanted.file) as file:
+        with self._doors.blobs.open(wanted.file) as file:
             checked = request_lines.check(
                 _while_held(lease, file.chunks()),
                 wanted.endpoint,

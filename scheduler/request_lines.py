@@ -74,7 +74,7 @@ def check(chunks: Iterable[bytes], endpoint: str, *, slice_rows: int, max_line_b
     reader = _Reader(endpoint)
     stretches: list[Stretch] = []
     start = end = rows = 0
-    for number, upto, line in _lines(chunks, max_line_bytes):
+    for number, upto, line in lines_of(chunks, max_line_bytes):
         end = upto
         if line is not None and not line.strip():
             continue
@@ -90,7 +90,7 @@ def check(chunks: Iterable[bytes], endpoint: str, *, slice_rows: int, max_line_b
     return Checked(stretches, reader.model, reader.version, reader.model_line, reader.told())
 
 
-def _lines(chunks: Iterable[bytes], limit: int) -> Iterator[tuple[int, int, bytes | None]]:
+def lines_of(chunks: Iterable[bytes], limit: int) -> Iterator[tuple[int, int, bytes | None]]:
     """(number from 1, byte behind its newline, line); None for a line longer than `limit`."""
     number, at = 1, 0
     held: list[bytes] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ LEASE_S = 30.0
 IDLE_S = 0.3
 """How often an idle station asks for work."""
 _TROUBLE_S = 2.0
+_CLOSING_S = 0.02
 
 
 class Lease:
@@ -52,6 +54,7 @@ class Station:
         self._work = work
         self._stop = threading.Event()
         self._free = threading.Semaphore(threads)
+        self._in_hand: set[Lease] = set()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -59,9 +62,13 @@ class Station:
         self._thread.start()
 
     def close(self, wait_s: float) -> None:
-        """Take nothing new; what is in hand has `wait_s` to end, then its lease runs out."""
+        """Take nothing new; what is in hand has `wait_s` to end, then it is left, and its lease runs out."""
         self._stop.set()
-        self._thread.join(wait_s)
+        until = time.monotonic() + wait_s
+        while self._in_hand and time.monotonic() < until:
+            time.sleep(_CLOSING_S)
+        for lease in list(self._in_hand):
+            lease.lost.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def step(self) -> bool:
@@ -94,6 +101,7 @@ class Station:
 
     def _see_through(self, lease: Lease) -> None:
         done = threading.Event()
+        self._in_hand.add(lease)
         renewal = threading.Thread(target=self._renew, args=(lease, done), name=f"{self._name}-lease", daemon=True)
         renewal.start()
         try:
@@ -105,6 +113,7 @@ class Station:
         finally:
             done.set()
             renewal.join()
+            self._in_hand.discard(lease)
 
     def _renew(self, lease: Lease, done: threading.Event) -> None:
         while not done.wait(LEASE_S / 3):
