@@ -14,6 +14,8 @@ from api.http import answer, headers_of
 from api.services import Services
 from batchline.errors import BatchlineError, NotFoundError, StoreUnavailableError
 from batchline.model import ModelRecord
+from batchline.store.health import read_schema
+from batchline.store.migrations import head
 
 AnyRequest = Request[Any, Any, Any]
 _PING_FRESH_S = 1.0
@@ -21,11 +23,12 @@ _PING_WAIT_S = 2.0
 
 
 class Health:
-    """Whether work can be taken: the database answers, and the process is not about to end."""
+    """Whether work can be taken: the database answers and has our schema, and the process is not about to end."""
 
     def __init__(self, services: Services) -> None:
         self._s = services
-        self._asked: asyncio.Future[None] | None = None
+        self._schema = head()
+        self._asked: asyncio.Future[str | None] | None = None
         self._asked_at = float("-inf")
         self.draining = False
 
@@ -35,12 +38,16 @@ class Health:
             raise StoreUnavailableError("This process is about to end.")
         loop = asyncio.get_running_loop()
         if self._asked is None or (self._asked.done() and loop.time() - self._asked_at > _PING_FRESH_S):
-            self._asked = asyncio.ensure_future(self._s.ask(self._s.store.db.ping))
+            self._asked = asyncio.ensure_future(self._s.ask(lambda: read_schema(self._s.store.db)))
             self._asked_at = loop.time()
         try:
-            await asyncio.wait_for(asyncio.shield(self._asked), _PING_WAIT_S)
+            schema = await asyncio.wait_for(asyncio.shield(self._asked), _PING_WAIT_S)
         except (TimeoutError, BatchlineError):
             raise StoreUnavailableError("The database does not answer.") from None
+        if schema != self._schema:
+            raise StoreUnavailableError(
+                f"The database has schema {schema or 'none'}, this code needs {self._schema}: run `batchline migrate`."
+            )
 
 
 class OpsRoutes:

@@ -20,7 +20,7 @@ import tomllib
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -31,6 +31,7 @@ MODEL_FILE = "model.onnx"
 POLICY_FILE = "model.toml"
 _PROBE_S = 900.0
 _TRIES = 100
+_SHOWN = 3
 _MAX_POLICY_BYTES = 64 * 1024
 _MAX_BATCH_SIZE = 65_536
 _MAX_DELAY_US = 10_000_000
@@ -74,16 +75,31 @@ class _Answer(msgspec.Struct, frozen=True):
     error: str
 
 
+class _Sound(msgspec.Struct, frozen=True):
+    """What the probe says of a tokenizer that can be used."""
+
+
+_T = TypeVar("_T")
+
+
 def scan(repository: Path) -> list[Found]:
     """List the versions of a repository, sorted; a repository that is not there is empty.
 
-    Folders whose name begins with a dot are work in progress and passed over.
+    Folders whose name begins with a dot are work in progress and passed over. What is wrong with a folder of versions
+    as a whole is told once, however much it holds (a link may lead anywhere): its version is empty.
     """
-    found = [
-        Found(name.name, version.name, version, _problem(name.name, version))
-        for name in _folders(repository)
-        for version in _folders(name)
-    ]
+    found: list[Found] = []
+    for name in _folders(repository):
+        versions = _folders(name)
+        strange = [v.name for v in versions if _is_refused(check_version, v.name)]
+        if versions and _is_refused(check_name, name.name):
+            found.append(Found(name.name, "", name, f"{name.name!r} is no model name; {name} is passed over."))
+            continue
+        if strange:
+            shown = ", ".join(sorted(strange)[:_SHOWN]) + (", …" if len(strange) > _SHOWN else "")
+            problem = f"{name} holds what is no version: {shown}; versions are whole numbers from 1."
+            found.append(Found(name.name, "", name, problem))
+        found += [Found(name.name, v.name, v, _problem(v)) for v in versions if v.name not in strange]
     return sorted(found, key=lambda f: (f.name, f.version.zfill(9)))
 
 
@@ -93,12 +109,15 @@ def _folders(path: Path) -> list[Path]:
     return []
 
 
-def _problem(name: str, path: Path) -> str | None:
+def _is_refused(check: Callable[[str], str], text: str) -> bool:
     try:
-        check_name(name)
-        check_version(path.name)
-    except InvalidRequestError as e:
-        return e.detail
+        check(text)
+    except InvalidRequestError:
+        return True
+    return False
+
+
+def _problem(path: Path) -> str | None:
     return None if (path / MODEL_FILE).is_file() else f"{path} has no {MODEL_FILE}: put the model there."
 
 
@@ -205,18 +224,41 @@ def probe(path: Path) -> Signature:
     Raises:
         ModelError: the file is refused; the message says why and what to do.
     """
-    command = [sys.executable, "-P", "-m", "workers.probe", str(path)]
+    return _checked(path, [str(path)], Signature)
+
+
+def read_version(path: Path, name: str, version: str) -> ModelSpec:
+    """Check a version's folder as a whole, model, policy and tokenizer; takes some seconds.
+
+    Args:
+        path: the folder.
+        name: the model's.
+        version: the version's.
+
+    Raises:
+        ModelError: something in it is refused; the message says what, why and what to do.
+    """
+    spec = read_spec(path, name, version, probe(path / MODEL_FILE))
+    if spec.text:
+        file = path / spec.text.tokenizer
+        _checked(file, ["--text", str(file), str(spec.text.max_length), *(t.name for t in spec.inputs)], _Sound)
+    return spec
+
+
+def _checked(path: Path, arguments: list[str], kind: type[_T]) -> _T:
+    """What `python -m workers.probe` says of a file."""
+    command = [sys.executable, "-P", "-m", "workers.probe", *arguments]
     try:
         done = subprocess.run(command, capture_output=True, timeout=_PROBE_S, check=False, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired as e:
         raise ModelError(f"{path} could not be checked within {_PROBE_S:.0f} s; it is not used.") from e
     try:
         if done.returncode == 0:
-            return msgspec.json.decode(done.stdout, type=Signature)
+            return msgspec.json.decode(done.stdout, type=kind)
         raise ModelError(f"{path}: {msgspec.json.decode(done.stdout, type=_Answer).error}")
     except msgspec.DecodeError as e:
         raise ModelError(
-            f"{path} made its check end with status {done.returncode}; it is not used. Is it a sound ONNX file?"
+            f"{path} made its check end with status {done.returncode}; it is not used. Is it sound?"
         ) from e
 
 
@@ -319,7 +361,7 @@ def import_model(
         InvalidRequestError: the name is none.
     """
     with _draft(repository, name, source, policy) as draft:
-        spec = read_spec(draft, name, "1", probe(draft / MODEL_FILE))
+        spec = read_version(draft, name, "1")
         version, path = _place(draft)
         for _ in range(_TRIES):
             spec = msgspec.structs.replace(spec, version=version)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from batchline.errors import BatchlineError
 from batchline.job import Lane
-from batchline.registry import MODEL_FILE, Found, probe, read_spec, scan
+from batchline.registry import Found, read_version, scan
 from batchline.store.contract import Catalogue
 from workers.engine import Engine
 
@@ -60,7 +60,7 @@ class Newcomers:
             if found.problem:
                 log.warning("model refused", extra={"path": str(found.path), "error": found.problem})
             elif key not in known:
-                spec = read_spec(found.path, found.name, found.version, probe(found.path / MODEL_FILE))
+                spec = read_version(found.path, found.name, found.version)
                 self._catalogue.register_model(spec)
                 log.info("model registered", extra={"model": spec.ref})
                 return True

@@ -106,6 +106,26 @@ def probe(path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> Signature:
     )
 
 
+def probe_text(path: Path, max_length: int, inputs: Sequence[str]) -> dict[str, str]:
+    """Open a tokenizer as a worker would, and run it once.
+
+    Args:
+        path: the file.
+        max_length: most tokens of a row.
+        inputs: the names of the model's inputs.
+
+    Returns:
+        An empty object.
+
+    Raises:
+        ModelError: the tokenizer cannot serve this model.
+    """
+    from workers.text import Tokenizer  # noqa: PLC0415  # see _onnx
+
+    Tokenizer(path, max_length).encode(["a text"], inputs)
+    return {}
+
+
 def _read(path: Path, max_bytes: int) -> bytes:
     try:
         status = path.stat()
@@ -308,14 +328,17 @@ def _bound_this_process() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the signature or the reason as JSON; return the exit status."""
-    if len(arguments) != 1:
-        answer, status = {"error": "usage: python -m workers.probe PATH.onnx"}, 2
+    """Print the signature, nothing for a sound tokenizer, or the reason as JSON; return the exit status."""
+    about_text = arguments[:1] == ["--text"]
+    if len(arguments) < 3 if about_text else len(arguments) != 1:
+        answer, status = {"error": "usage: python -m workers.probe PATH.onnx | --text PATH MAX_LENGTH INPUT ..."}, 2
     else:
         try:
-            path = Path(arguments[0])
             _bound_this_process()
-            answer, status = probe(path), 0
+            if about_text:
+                answer, status = probe_text(Path(arguments[1]), int(arguments[2]), arguments[3:]), 0
+            else:
+                answer, status = probe(Path(arguments[0])), 0
         except ModelError as error:
             answer, status = {"error": error.detail[:_MESSAGE_CHARS]}, 1
         except MemoryError:

@@ -70,8 +70,7 @@ def _strangers(known: set[str], repository: Path) -> Iterator[Finding]:
         if problem is None and probes:
             probes -= 1
             try:
-                file = found.path / registry.MODEL_FILE
-                registry.read_spec(found.path, found.name, found.version, registry.probe(file))
+                registry.read_version(found.path, found.name, found.version)
             except BatchlineError as e:
                 problem = e.detail
         if problem is None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import msgspec
+import psycopg2
 
 from batchline.model import ModelSpec
 from batchline.store.catalogue import decoded
@@ -46,6 +47,19 @@ def read_health(db: Database) -> Health:
     """
     now, leader, jobs, oldest_s, pools = db.run(_HEALTH)[0]
     return Health(now, leader, int(jobs), None if oldest_s is None else float(oldest_s), tuple(pools or ()))
+
+
+def read_schema(db: Database) -> str | None:
+    """The schema version of the database; None when it has none.
+
+    Raises:
+        StoreUnavailableError: Postgres cannot be asked.
+    """
+    try:
+        rows = db.run("SELECT version_num FROM alembic_version")
+    except psycopg2.errors.UndefinedTable:
+        return None
+    return str(rows[0][0]) if rows else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,6 +109,19 @@ def test_an_absent_postgres_is_503_and_its_return_is_noticed(own_postgres: Postg
             assert time.monotonic() < deadline
 
 
+def test_a_schema_that_changes_under_us_is_not_ready(database_url: str) -> None:
+    """A database that is migrated, or restored, beneath a running process: 503 in words, until it fits again."""
+    with api_server.running_api(database_url, "redis://127.0.0.1:1/0") as api:
+        assert httpx.get(f"{api.url}/readyz").status_code == 200
+        (before,) = stack.query(database_url, "SELECT version_num FROM alembic_version")[0]
+        for version, status in (("0000", 503), (before, 200)):
+            stack.query(database_url, "UPDATE alembic_version SET version_num = %s", [version])
+            deadline = time.monotonic() + 5
+            while (answer := httpx.get(f"{api.url}/readyz")).status_code != status:
+                assert time.monotonic() < deadline
+            assert status == 200 or "run `batchline migrate`" in answer.json()["detail"]
+
+
 def test_what_arrives_during_a_commit_is_committed_together(
     database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,17 @@ def test_an_import_that_the_catalogue_did_not_take_leaves_nothing_behind(reposit
     assert registry.scan(repository) == []
 
 
+def test_a_tokenizer_that_cannot_be_used_is_refused(repository: Path, tmp_path: Path) -> None:
+    """It is opened at the import, not at the first job."""
+    source = small_models.double(tmp_path / "source" / "model.onnx").parent
+    (source / "model.toml").write_text("[text]\n")
+    for content in ("garbage", "{}"):
+        (source / "tokenizer.json").write_text(content)
+        with pytest.raises(ModelError, match=r"tokenizer\.json cannot be read"):
+            registry.import_model(repository, "text", source, Catalogue().register)
+    assert registry.scan(repository) == []
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
@@ -145,12 +156,23 @@ def test_a_model_without_a_free_first_axis_runs_row_by_row(tmp_path: Path) -> No
 
 
 def test_a_scan_names_what_is_wrong_and_passes_over_work_in_progress(repository: Path) -> None:
-    """Bad names, bad versions and missing files are told; folders with a dot are nobody's business yet."""
-    for path in ("Upper/1", "fine/01", "fine/1", "fine/.import-x", ".hidden/1"):
+    """Bad names, bad versions and missing files are told, each folder once; those with a dot are nobody's business."""
+    for path in (
+        "Upper/1",
+        "Upper/2",
+        "fine/01",
+        "fine/a",
+        "fine/b",
+        "fine/c",
+        "fine/1",
+        "fine/.import-x",
+        ".hidden/1",
+    ):
         (repository / path).mkdir(parents=True)
     found: dict[tuple[str, str], Any] = {(f.name, f.version): f.problem for f in registry.scan(repository)}
-    assert set(found) == {("Upper", "1"), ("fine", "01"), ("fine", "1")}
+    assert set(found) == {("Upper", ""), ("fine", ""), ("fine", "1")}
     assert all(found.values())
+    assert "no version: 01, a, b, …" in found["fine", ""]
 
 
 def test_a_repository_that_is_not_there_is_empty(tmp_path: Path) -> None:
