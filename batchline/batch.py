@@ -323,7 +323,7 @@ class BatchView:
     paused_at: datetime | None
     counts: Counts
     rows_per_s: float
-    """Rows done in the last minute, per second; 0 when nothing ran."""
+    """Rows done in the last minute, per second, each slice's spread evenly over the time it ran; 0 when nothing ran."""
     slices: int
     slices_done: int
     results_pruned: bool = False

@@ -8,12 +8,13 @@ from typing import Any
 import msgspec
 import stack
 
-from batchline.batch import DataSet, Input, NewBatch, Piece, Slice, Staged
+from batchline.batch import BatchFault, DataSet, Input, NewBatch, Piece, Slice, Staged
 from batchline.job import ClaimedJob, Lane, new_job_id
 from batchline.store import Store
 from batchline.store.batch_contract import FinishedSlice, NewSlice
 
 HOLDER = uuid.UUID(int=7)
+FAULT = BatchFault("bad_rows", "Too many.")
 BODY = msgspec.json.encode(DataSet("digits", "1", Input(uri="file:///rows.jsonl", format="jsonl")))
 
 

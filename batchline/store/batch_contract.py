@@ -231,7 +231,8 @@ class Slices(Protocol):
         ...
 
     def expose(self, worker_id: uuid.UUID, job: ClaimedJob, rows: tuple[int, int]) -> bool:
-        """Note that the row offsets [from, to) enter a forward pass with nothing else in the process; from = to: none do.
+        """Note that the row offsets [from, to) enter a forward pass with nothing else in the process; from = to:
+        none do.
 
         A crash while a stretch of more than one row is exposed charges nothing: the next attempt narrows it.
         """

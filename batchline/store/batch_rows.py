@@ -25,12 +25,13 @@ SELECT {", ".join(f"%({name})s::{_CASTS[name]}" for name in _COLUMNS)}, 'validat
 _DONE = "j.status IN ('succeeded', 'failed')"
 
 # A slice's rows are spread evenly over the time it ran; what of that time falls into the last minute counts.
-_RECENT = """
-  CASE WHEN j.finished_at IS NOT NULL AND j.finished_at < now() - interval '60 seconds' THEN 0
-       WHEN j.status = 'running' AND s.attempt = j.attempt THEN s.rows_done
-       WHEN j.status IN ('succeeded', 'failed') AND s.staged IS NOT NULL THEN s.rows ELSE 0 END
-  * (extract(epoch FROM coalesce(j.finished_at, now()) - greatest(j.started_at, now() - interval '60 seconds')) + 0.001)
-  / (extract(epoch FROM coalesce(j.finished_at, now()) - j.started_at) + 0.001)
+_SHARE = """
+  (extract(epoch FROM coalesce(j.finished_at, now()) - greatest(j.started_at, now() - interval '60 s'))::float8 + 0.001)
+  / (extract(epoch FROM coalesce(j.finished_at, now()) - j.started_at)::float8 + 0.001)
+"""
+_RECENT = f"""
+  CASE WHEN j.status = 'running' AND s.attempt = j.attempt THEN s.rows_done * {_SHARE}
+       WHEN s.staged IS NOT NULL AND j.finished_at > now() - interval '60 s' THEN s.rows * {_SHARE} END
 """
 
 COUNTED = f"""

@@ -65,8 +65,11 @@ UNION SELECT j.id FROM jobs j WHERE j.id = %(id)s AND j.worker_id = %(worker)s A
 """
 
 _UNPUBLISHED = """
-SELECT s.job_id, s.batch_id, s.number, s.staged FROM slices s JOIN batches b ON b.id = s.batch_id
-WHERE s.staged IS NOT NULL AND NOT s.published AND b.ended_at IS NULL AND b.kind = 'data_set'
+WITH open AS MATERIALIZED (
+  SELECT b.id FROM batches b WHERE b.ended_at IS NULL AND b.status <> 'validating' AND b.kind = 'data_set'
+)
+SELECT s.job_id, s.batch_id, s.number, s.staged FROM open JOIN slices s ON s.batch_id = open.id
+WHERE s.staged IS NOT NULL AND NOT s.published
 ORDER BY s.batch_id LIMIT %(limit)s
 """
 
