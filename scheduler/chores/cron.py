@@ -7,6 +7,7 @@ is one run a fire time, whoever fires, however often, and whenever it is killed.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from zoneinfo import ZoneInfo
@@ -52,8 +53,16 @@ class Cron:
         if not waiting and not due:
             return 0
         now = self._store.schedules.now()
-        moved = sum(self._start(run, now) for run in waiting)
-        return max(moved, sum(self._fire(schedule, now) for schedule in due))
+        moved = sum(self._tried(lambda run=run: self._start(run, now)) for run in waiting)
+        return max(moved, sum(self._tried(lambda due=schedule: self._fire(due, now)) for schedule in due))
+
+    def _tried(self, work: Callable[[], bool]) -> bool:
+        """What one schedule must wait for does not keep the others waiting."""
+        try:
+            return work()
+        except RetryableError as e:
+            log.warning("schedule put off", extra={"error": e.detail})
+            return False
 
     def _fire(self, schedule: ScheduleView, now: datetime) -> bool:
         """Deal with all that is due of one schedule."""
