@@ -23,7 +23,7 @@ _TOO_LARGE = (
 class Whole:
     """A transport that holds the head of an answer back until its body comes, as ASGI wants it.
 
-    One packet and one call of the system instead of two, and the client wakes once: a tenth of a request's cost.
+    One packet and one call of the system instead of two, and the client wakes once.
     """
 
     def __init__(self, transport: asyncio.Transport) -> None:

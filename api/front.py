@@ -1,8 +1,8 @@
 """The way in: counts every answer, and serves the two hot routes itself.
 
-Litestar's routing and wrappers took a fifth of this process under load. So submitting and reading a job, which is
-nearly all that ever arrives, go straight to their handlers; whatever is not plainly one of the two goes to litestar,
-where the same handlers stand too.
+Litestar's routing and wrappers would be a large part of what a request costs this process. So submitting and reading
+a job, which is nearly all that ever arrives, go straight to their handlers; whatever is not plainly one of the two goes
+to litestar, where the same handlers stand too.
 """
 
 from __future__ import annotations

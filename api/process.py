@@ -87,7 +87,7 @@ def run(settings: Settings) -> int:
 
 
 def _spare_the_collector() -> None:
-    """What stands now lives as long as the process; walking through it again stopped all requests for 85 ms."""
+    """What stands now lives as long as the process; walking through it again stops all requests."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(_GARBAGE)
