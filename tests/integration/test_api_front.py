@@ -4,27 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
-import api_server
 import httpx
 import pytest
-import stack
 from api_server import BOB, READER, ROW, SUBMITTER, Running
 
-from batchline.local.servers import PostgresServer, ValkeyServer
 from batchline.metrics import REGISTRY
-
-
-@pytest.fixture(scope="module")
-def api(postgres: PostgresServer, template: str, valkey: ValkeyServer) -> Iterator[Running]:
-    with (
-        stack.database_from(postgres.url, template) as url,
-        api_server.running_api(url, valkey.url) as running,
-        api_server.fake_worker(running, valkey.url),
-    ):
-        yield running
 
 
 def same(response: httpx.Response) -> tuple[int, dict[str, str], str]:

@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
-import api_server
 import hypothesis
 import pytest
 import schemathesis
-import stack
 from api_server import ALICE, Running
 from litestar.routes import HTTPRoute
 from schemathesis.checks import CHECKS
 
 from api.openapi import OPERATIONS
-from batchline.local.servers import PostgresServer, ValkeyServer
-
-
-@pytest.fixture(scope="module")
-def api(postgres: PostgresServer, template: str, valkey: ValkeyServer) -> Iterator[Running]:
-    with (
-        stack.database_from(postgres.url, template) as url,
-        api_server.running_api(url, valkey.url) as running,
-        api_server.fake_worker(running, valkey.url),
-    ):
-        yield running
 
 
 def test_every_route_is_described_and_nothing_else(api: Running) -> None:

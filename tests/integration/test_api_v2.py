@@ -9,30 +9,16 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-import api_server
 import numpy as np
 import pytest
-import stack
 import tritonclient.http as triton
 from api_server import ALICE, ROW, Running
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
-
-from batchline.local.servers import PostgresServer, ValkeyServer
 
 
 def auth() -> dict[str, str]:
     """A fresh one each time: tritonclient writes into it."""
     return {"Authorization": f"Bearer {ALICE}"}
-
-
-@pytest.fixture(scope="module")
-def api(postgres: PostgresServer, template: str, valkey: ValkeyServer) -> Iterator[Running]:
-    with (
-        stack.database_from(postgres.url, template) as url,
-        api_server.running_api(url, valkey.url) as running,
-        api_server.fake_worker(running, valkey.url),
-    ):
-        yield running
 
 
 @pytest.fixture

@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import small_models
 import stack
+from cli_runner import Run, runner
 
-from batchline import cli
 from batchline.local.servers import PostgresServer
 from batchline.store import Store
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     """Run a command in this process; its exit code and both outputs."""
-    for name in [n for n in os.environ if n.startswith("BATCHLINE_")] + ["DATABASE_URL", "REDIS_URL"]:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["batchline", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        told = capfd.readouterr()
-        return int(ended.value.code or 0), told.out, told.err
-
-    return call
+    return runner(tmp_path, monkeypatch, capfd)
 
 
 @pytest.fixture

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import small_models
+from cli_runner import Run, runner
 from system import System, running_system
-
-from batchline import cli
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +26,10 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 @pytest.fixture
 def run(system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     """Run a command in this process, as a user of the system; its exit code and both outputs."""
-    for name in [n for n in os.environ if n.startswith("BATCHLINE_")] + ["DATABASE_URL", "REDIS_URL"]:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
+    run = runner(tmp_path, monkeypatch, capfd)
     monkeypatch.setenv("BATCHLINE_URL", ",".join(system.urls))
     monkeypatch.setenv("BATCHLINE_API_KEY", system.key)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["batchline", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        told = capfd.readouterr()
-        return int(ended.value.code or 0), told.out, told.err
-
-    return call
+    return run
 
 
 def test_rows_come_back_one_a_line(run: Run) -> None:
