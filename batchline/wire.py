@@ -113,9 +113,11 @@ class RequestsBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class InputBody(msgspec.Struct, forbid_unknown_fields=True):
-    """Where the rows of a data set come from: exactly one of `rows`, `uri`, `table`; see `batchline.batch.Input`."""
+    """Where a data set's rows come from: exactly one of `rows`, `file_id`, `uri`, `table`; see `Input`."""
 
     rows: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    file_id: str | None = None
+    """An uploaded file; its format is told by its name, where `format` is absent."""
     uri: str | None = None
     format: Literal["jsonl", "csv", "parquet"] | None = None
     database: str | None = None

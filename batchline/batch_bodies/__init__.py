@@ -16,11 +16,11 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import NoReturn, Protocol
+from typing import Literal, NoReturn, Protocol
 
 import msgspec
 
-from batchline.batch import BatchView, DataSet, NewBatch, Output, Requests, parse_file_id, show_file_id
+from batchline.batch import BatchView, DataSet, Input, NewBatch, Output, Requests, parse_file_id, show_file_id
 from batchline.batch_bodies import inline, places
 from batchline.batch_bodies.places import Rules
 from batchline.decoding import from_decoding
@@ -148,6 +148,23 @@ def _input_file(text: str, tenant_id: int, finds: Finds) -> FileView | None:
     return file if file is not None and file.tenant_id == tenant_id else None
 
 
+def _data_file(text: str, tenant_id: int, finds: Finds) -> FileView:
+    """The uploaded file that is a data set."""
+    file = _input_file(text, tenant_id, finds)
+    if file is None:
+        _refuse([Fault("/input/file_id", "is no file here")])
+    if file.filename.lower().endswith(".gz"):
+        _refuse([Fault("/input/file_id", f"is compressed ({file.filename}): upload what is inside")])
+    return file
+
+
+def _format(file: FileView, wanted: Input) -> Literal["jsonl", "csv", "parquet"]:
+    found = wanted.format or places.format_of(file.filename)
+    if found is None:
+        _refuse([Fault("/input/format", f"must be jsonl, csv or parquet: {file.filename} does not tell")])
+    return found
+
+
 def _endpoint_faults(endpoint: str, finds: Finds) -> Iterator[Fault]:
     if endpoint == "/v1/jobs":
         return
@@ -178,10 +195,15 @@ def _data_set(body: DataSetBody, tenant_id: int, finds: Finds, rules: Rules, now
     metadata = _metadata(body.metadata, faults)
     if faults:
         _refuse(faults)
-    rows = None
+    rows, file_id = None, None
+    if given.file_id is not None:
+        file = _data_file(given.file_id, tenant_id, finds)
+        file_id = file.id
+        wanted = msgspec.structs.replace(wanted, file=file.blob, format=_format(file, wanted))
     if given.rows is not msgspec.UNSET:
         jsonl = inline.jsonl(given.rows, model.spec, wanted, output)
         rows = _file_of(jsonl, tenant_id, rules, now)
+        file_id = rows.file.id
         wanted = msgspec.structs.replace(wanted, file=rows.file.blob, format="jsonl")
     data_set = DataSet(model.spec.name, model.spec.version, wanted, output)
     batch = NewBatch(
@@ -194,7 +216,7 @@ def _data_set(body: DataSetBody, tenant_id: int, finds: Finds, rules: Rules, now
         deadline_at=deadline,
         error_threshold=body.error_threshold,
         metadata=metadata,
-        input_file_id=rows.file.id if rows else None,
+        input_file_id=file_id,
     )
     return Checked(batch, rows)
 

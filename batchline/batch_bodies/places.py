@@ -43,10 +43,11 @@ class Rules:
 def input_of(given: InputBody, rules: Rules, faults: list[Fault]) -> Input:
     """The input without its rows, with format and database filled in; what is wrong goes to `faults`."""
     inline = given.rows is not msgspec.UNSET
-    named = [n for n, there in (("rows", inline), ("uri", given.uri), ("table", given.table)) if there]
+    sources = ("file_id", given.file_id), ("uri", given.uri), ("table", given.table)
+    named = [n for n, there in (("rows", inline), *sources) if there]
     if len(named) != 1:
         told = f"has {' and '.join(named)}" if named else "names no rows"
-        faults.append(Fault("/input", f"{told}; give exactly one of rows, uri and table"))
+        faults.append(Fault("/input", f"{told}; give exactly one of rows, file_id, uri and table"))
         return Input()
     kind = named[0]
     faults += _misplaced(given, kind)
@@ -55,7 +56,7 @@ def input_of(given: InputBody, rules: Rules, faults: list[Fault]) -> Input:
     form, database = given.format, given.database
     if kind == "uri":
         faults += _uri_faults("/input/uri", given.uri or "", rules, folder=False)
-        form = form or _format_of(given.uri or "")
+        form = form or format_of(given.uri or "")
         if form is None:
             faults.append(Fault("/input/format", "must be jsonl, csv or parquet: the URI does not tell"))
     elif kind == "table":
@@ -130,7 +131,7 @@ def _columns_faults(columns: Sequence[str], spec: ModelSpec) -> Iterator[Fault]:
 
 def _misplaced(given: InputBody, kind: str) -> Iterator[Fault]:
     for name, belongs in (("format", "uri"), ("database", "table"), ("where", "table")):
-        if getattr(given, name) is not None and kind != belongs:
+        if getattr(given, name) is not None and kind != belongs and (name, kind) != ("format", "file_id"):
             yield Fault(f"/input/{name}", f"belongs to a {belongs}, and the input is {kind}")
 
 
@@ -177,7 +178,8 @@ def _is_below(path: str, root: str) -> bool:
     )
 
 
-def _format_of(uri: str) -> uris.Format | None:
+def format_of(uri: str) -> uris.Format | None:
+    """The format that a URI or the name of a file tells, if it does."""
     try:
         return uris.format_of(uri, None)
     except SourceError:

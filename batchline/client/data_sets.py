@@ -58,6 +58,8 @@ def _local(path: Path) -> Upload:
         raise InvalidRequestError(
             f"There is no file {str(path)!r} here. What the server shall read itself is named by file:// or s3://."
         )
+    if path.suffix.lower() == ".gz":
+        return Upload(path.stem, path, gzip=True)
     return Upload(path.name, path)
 
 

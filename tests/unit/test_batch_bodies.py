@@ -105,6 +105,28 @@ def test_files_that_cannot_be_the_input() -> None:
     assert "batch_output" in faults(REQUESTS, file=output)["/input_file_id"]
 
 
+def test_an_uploaded_file_may_be_the_data_set() -> None:
+    """Its blob is read, its format is told by its name or the body, and the batch keeps it from being swept."""
+    batch = checked(data_set({"file_id": FILE_ID, "key": "id", "columns": ["a"]})).batch
+    found = msgspec.json.decode(batch.body, type=DataSet).input
+    assert (found.file, found.format, found.key, found.columns) == ("files/in", "jsonl", "id", ["a"])
+    assert batch.input_file_id == FILE.id
+    parquet = msgspec.json.decode(checked(data_set({"file_id": FILE_ID, "format": "parquet"})).batch.body, type=DataSet)
+    assert parquet.input.format == "parquet"
+
+
+@pytest.mark.parametrize("name", ["in", "in.csv.gz"])
+def test_uploaded_files_that_cannot_be_the_data_set(name: str) -> None:
+    """Unknown and another tenant's cannot be told apart; a name that tells no format needs one; none is inflated."""
+    body = data_set({"file_id": FILE_ID})
+    assert (
+        faults(body, tenant_id=2) == faults(data_set({"file_id": "nonsense"})) == {"/input/file_id": "is no file here"}
+    )
+    file = FileView(FILE.id, 1, "batch", name, 10, "files/in", NOW, None)
+    assert set(faults(body, file=file)) <= {"/input/format", "/input/file_id"}
+    assert "/input" in faults(data_set({"file_id": FILE_ID, "uri": "s3://bucket/x.csv"}))
+
+
 def test_inline_rows_become_a_file() -> None:
     """The rows are one a line, the batch points to the blob, and the file belongs to the tenant."""
     found = checked(b'{"model": "digits", "input": {"rows": [\n  %s\n]}}' % json.dumps(ROW, indent=1).encode())

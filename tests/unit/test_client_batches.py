@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import email
+import gzip
 import io
 import json
 import math
@@ -117,12 +118,24 @@ def test_a_table_of_the_server_is_named() -> None:
 @pytest.mark.parametrize("kind", [str, Path])
 def test_a_file_here_is_uploaded_under_its_name(tmp_path: Path, kind: Callable[[str], object]) -> None:
     """Byte for byte; the batch names the file that came of it."""
-    path = tmp_path / "users.csv.gz"
+    path = tmp_path / "users.csv"
     path.write_bytes(bytes(range(256)) * 1000)
     world = World(batch())
     world.client.batch("churn", kind(str(path)), key="id")
-    assert world.upload == ("users.csv.gz", path.read_bytes())
+    assert world.upload == ("users.csv", path.read_bytes())
     assert world.body["input"] == {"key": "id", "file_id": "file-1"}
+
+
+def test_a_compressed_file_is_unpacked_on_the_way(tmp_path: Path) -> None:
+    """What is inside is sent, under the name of what is inside; a damaged one is said to be."""
+    path = tmp_path / "users.csv.gz"
+    path.write_bytes(gzip.compress(b"id,a\n1,2\n" * 100_000))
+    world = World(batch())
+    world.client.batch("churn", path)
+    assert world.upload == ("users.csv", b"id,a\n1,2\n" * 100_000)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(errors.InvalidRequestError, match=r"users.csv.gz cannot be read"):
+        World(batch()).client.batch("churn", path)
 
 
 def test_an_upload_is_repeated_from_its_beginning(tmp_path: Path) -> None:
