@@ -47,10 +47,13 @@ def test_a_row_that_kills_the_process_is_poison_and_its_neighbours_succeed(tmp_p
             deaths = 0
             deadline = time.monotonic() + 90
             while open_jobs(system.postgres.url) and time.monotonic() < deadline:
+                idle_or_dead = "the worker dies or all jobs have ended"
+                until(
+                    lambda: not worker.is_alive() or not open_jobs(system.postgres.url), within_s=90, what=idle_or_dead
+                )
                 if not worker.is_alive():
                     deaths += 1
                     worker.start()
-                time.sleep(0.05)
             jobs = [http.get(f"/v1/jobs/{i}").json() for i in ids]
         guilty = jobs.pop(30)
         assert (guilty["status"], guilty["code"]) == ("failed", "poison"), guilty
@@ -66,15 +69,16 @@ def test_a_kill_every_second_fails_no_innocent_job(tmp_path, digits_model):
         ledger = ledger_of(system, tmp_path)
         ledger.start(4, jobs_each=10_000, pause_s=0.02)
         rng = random.Random(2)
-        until_at = time.monotonic() + 60
-        kills = 0
-        while time.monotonic() < until_at:
+        kills, next_at = 0, time.monotonic()
+        for _ in range(60):
+            next_at += 1.0
             part = rng.choice(list(system.parts.values()))
             if part.is_alive():
                 part.kill()
                 kills += 1
             part.start()
-            time.sleep(1.0)
+            until(lambda at=next_at: ledger.refused or time.monotonic() >= at, within_s=5, what="the next kill is due")
+            assert not ledger.refused
         ledger.join(within_s=0)
         found = settle(system, ledger, within_s=60)
         print(f"kills {kills}, {found}")
