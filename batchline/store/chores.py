@@ -84,7 +84,7 @@ SELECT DISTINCT m.pool, w.lane::text FROM models m CROSS JOIN LATERAL (
 _PRUNE_RESULTS = """
 WITH old AS MATERIALIZED (
   SELECT j.id FROM job_inputs i JOIN jobs j ON j.id = i.job_id
-  WHERE i.job_id < %(before)s AND j.id < %(before)s AND j.lane = 'online'
+  WHERE i.job_id < %(before)s AND j.id < %(before)s AND j.lane <> 'bulk'
     AND j.finished_at < now() - %(kept)s * interval '1 second'
   ORDER BY i.job_id LIMIT %(step)s FOR UPDATE OF j SKIP LOCKED
 ), i AS (DELETE FROM job_inputs USING old WHERE job_id = old.id
@@ -95,7 +95,7 @@ UPDATE jobs j SET result_pruned = true FROM old WHERE j.id = old.id RETURNING j.
 _PRUNE_JOBS = """
 WITH old AS MATERIALIZED (
   SELECT j.id FROM jobs j
-  WHERE j.id < %(before)s AND j.lane = 'online' AND j.result_pruned
+  WHERE j.id < %(before)s AND j.lane <> 'bulk' AND j.result_pruned
     AND j.finished_at < now() - %(kept)s * interval '1 second'
   ORDER BY j.id LIMIT %(step)s FOR UPDATE SKIP LOCKED
 )
