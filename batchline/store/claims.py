@@ -55,8 +55,8 @@ _ID, _ATTEMPT, _PAYLOAD = 0, 3, 9
 
 _CLAIM_SUSPECT = f"""
 WITH {_NO_SYNC}, {_LIVE}, fit AS MATERIALIZED (
-  SELECT j.id FROM jobs j WHERE j.model_id = %(model)s AND j.status = 'queued' AND j.run_at IS NULL AND j.suspect
-    AND EXISTS (SELECT 1 FROM live)
+  SELECT j.id FROM jobs j WHERE j.model_id = %(model)s AND j.lane = %(lane)s AND j.status = 'queued'
+    AND j.run_at IS NULL AND j.suspect AND EXISTS (SELECT 1 FROM live)
   ORDER BY j.rank LIMIT 1 FOR UPDATE OF j SKIP LOCKED
 ), u AS ({_TAKE})
 SELECT u.*, i.payload, 1 FROM u JOIN job_inputs i ON i.job_id = u.id
@@ -67,7 +67,7 @@ SELECT m.id, h.rank, h.suspect FROM models m CROSS JOIN LATERAL (
   (SELECT j.rank, false AS suspect FROM jobs j WHERE j.model_id = m.id AND j.lane = %(lane)s AND j.rank >= %(floor)s
      AND j.status = 'queued' AND j.run_at IS NULL AND NOT j.suspect ORDER BY j.rank LIMIT 1)
   UNION ALL
-  (SELECT j.rank, true FROM jobs j WHERE j.model_id = m.id
+  (SELECT j.rank, true FROM jobs j WHERE j.model_id = m.id AND j.lane = %(lane)s
      AND j.status = 'queued' AND j.run_at IS NULL AND j.suspect ORDER BY j.rank LIMIT 1)
 ) h WHERE m.pool = %(pool)s ORDER BY h.rank
 """
@@ -160,8 +160,9 @@ class Claims:
             self._give_back(worker_id, [row[_ID] for row in left], [row[_ATTEMPT] for row in left])
         return taken
 
-    def claim_suspect(self, worker_id: uuid.UUID, model_id: int) -> Claim:
-        return _claimed(self._db.run(_CLAIM_SUSPECT, {"worker": worker_id, "model": model_id}, repeat=False))
+    def claim_suspect(self, worker_id: uuid.UUID, model_id: int, lane: Lane = Lane.ONLINE) -> Claim:
+        params = {"worker": worker_id, "model": model_id, "lane": lane.value}
+        return _claimed(self._db.run(_CLAIM_SUSPECT, params, repeat=False))
 
     def expose(self, worker_id: uuid.UUID, job: ClaimedJob) -> bool:
         rows = self._db.run(_EXPOSE, {"worker": worker_id, "id": [job.id], "attempt": [job.attempt]})

@@ -105,9 +105,10 @@ def test_a_job_that_waits_and_a_suspect_are_not_in_the_queue(store, model, datab
     stack.query(database_url, "UPDATE jobs SET suspect = true WHERE id = %s", [str(suspect)])
     worker = stack.a_worker(store)
     assert store.claims.heads("cpu", Lane.ONLINE) == [Head(model, 2, suspect=True), Head(model, 3, suspect=False)]
-    assert store.claims.heads("cpu", Lane.BULK) == [Head(model, 2, suspect=True)]
+    assert store.claims.heads("cpu", Lane.BULK) == []
     assert store.claims.heads("gpu", Lane.ONLINE) == []
     assert [job.id for job in _claim(store, worker, model).jobs] == [plain]
+    assert not store.claims.claim_suspect(worker, model, Lane.BULK).jobs
     (taken,) = store.claims.claim_suspect(worker, model).jobs
     assert (taken.id, taken.suspect) == (suspect, True)
     assert store.claims.claim_suspect(worker, model) == Claim([], more=False)
