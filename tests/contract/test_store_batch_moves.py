@@ -14,7 +14,7 @@ import stack
 
 from batchline.batch import BATCH_TERMINAL, BATCH_TRANSITIONS, BatchFault, BatchStatus, Chunk, Counts, Slice, Staged
 from batchline.job import Lane
-from batchline.store import open_store
+from batchline.store import batch_moves, open_store
 from batchline.store.contract import Failure
 
 HOLDER, OTHER = batch_stack.HOLDER, uuid.UUID(int=8)
@@ -298,3 +298,28 @@ def test_two_schedulers_never_hold_the_same_batch(store, model, database_url):
     assert sorted(planned) == sorted(ended) == sorted(b.id for b in new)
     for each in stores:
         each.close()
+
+
+def test_a_cancel_that_meets_a_plan_takes_its_slices_too(store, model, batch, monkeypatch):
+    """It waits for the plan to be there, and sees all of it."""
+    begun = threading.Event()
+
+    def slowly(slices):
+        begun.set()
+        threading.Event().wait(0.005)
+        return columns_of(slices)
+
+    columns_of = batch_moves._columns_of
+    monkeypatch.setattr(batch_moves, "_columns_of", slowly)
+    monkeypatch.setattr(batch_moves, "_INSERT_STEP", 1)
+    store.batches.take_to_plan(HOLDER, lease_s=9.0)
+    slices = batch_stack.slices_of(batch, [1] * 50)
+    planner = threading.Thread(
+        target=store.batches.plan, args=(HOLDER, batch, slices), kwargs={"model_id": model, "note": ""}
+    )
+    planner.start()
+    assert begun.wait(10)
+    assert store.batches.cancel(1, batch)
+    planner.join(10)
+    view = store.batches.read(batch)
+    assert (view.status, view.counts) == (BatchStatus.CANCELLING, Counts(total=50, cancelled=50))
