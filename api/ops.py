@@ -44,7 +44,8 @@ class Health:
             schema = await asyncio.wait_for(asyncio.shield(self._asked), _PING_WAIT_S)
         except (TimeoutError, BatchlineError):
             raise StoreUnavailableError("The database does not answer.") from None
-        if schema != self._schema:
+        # A newer one is a roll-out under way: this process serves on until its turn comes.
+        if schema is None or schema < self._schema:
             raise StoreUnavailableError(
                 f"The database has schema {schema or 'none'}, this code needs {self._schema}: run `batchline migrate`."
             )
