@@ -21,6 +21,8 @@ from api.batch_shapes import batch_json, batch_list_json
 from api.files import FileRoutes, not_kept
 from api.http import answer, check_json, headers_of, read_body
 from api.queries import query_of, refused, whole_number
+from api.schedule_runs import Runs
+from api.schedules import ScheduleRoutes
 from api.services import Services
 from api.streams import streamed
 from batchline.batch import BATCH_TERMINAL, BatchView, DataSet, NewBatch, parse_batch_id
@@ -49,9 +51,14 @@ _ID = "/v1/batches/{batch_id:str}"
 
 
 def data_routes(services: Services, clock: Clock) -> list[HTTPRouteHandler]:
-    """The handlers of /v1/files and /v1/batches, over one blob store."""
+    """The handlers of /v1/files, /v1/batches and /v1/schedules, over one blob store."""
     blobs = Blobs(places_of(services.settings))
-    return [*FileRoutes(services, blobs, clock).handlers(), *BatchRoutes(services, blobs, clock).handlers()]
+    runs = Runs(services.store, blobs, _Finds(services), Rules.of(services.settings))
+    return [
+        *FileRoutes(services, blobs, clock).handlers(),
+        *BatchRoutes(services, blobs, clock).handlers(),
+        *ScheduleRoutes(services, runs).handlers(),
+    ]
 
 
 class _Finds:

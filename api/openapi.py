@@ -17,6 +17,7 @@ from litestar.response.base import ASGIResponse
 from api import examples, examples_data, openai
 from api.http import answer
 from api.openapi_data import DATA_OPERATIONS, DATA_SHAPES, refine
+from api.openapi_schedules import SCHEDULE_OPERATIONS, SCHEDULE_SHAPES, refine_schedules
 from api.operations import KEY, OBJECT, REF, Json, Operation, content, parameter, ref
 from batchline.job import Status
 from batchline.v2_tensors import InferBody
@@ -109,6 +110,7 @@ OPERATIONS = (
         "A job that is cancelled already is answered again; one that has ended otherwise is 409.",
     ),
     *DATA_OPERATIONS,
+    *SCHEDULE_OPERATIONS,
     Operation("get", "/v1/models", "list_models", "List models", {200: content(OBJECT)}, (503,), scope="read"),
     Operation(
         "get", "/v1/models/{model}", "get_model", "Read a model: versions, signature, policy",
@@ -139,7 +141,7 @@ OPERATIONS = (
 
 def document(max_rows: int) -> Json:
     """The whole OpenAPI document."""
-    shapes = [SubmitBody, JobBody, JobList, Problem, InferBody, *DATA_SHAPES]
+    shapes = [SubmitBody, JobBody, JobList, Problem, InferBody, *DATA_SHAPES, *SCHEDULE_SHAPES]
     _, schemas = msgspec.json.schema_components(shapes, ref_template=REF, schema_hook=_anything)
     submit = cast("Json", schemas["SubmitBody"]["properties"])
     submit["inputs"] = {"type": "array", "minItems": 1, "maxItems": max_rows, "description": "A row: a nested list, an"
@@ -150,6 +152,7 @@ def document(max_rows: int) -> Json:
     for name, kind in (("outputs", "array"), ("errors", "array"), ("timings_ms", "object"), ("metadata", "object")):
         job[name] = {"type": [kind, "null"]}
     refine(schemas)
+    refine_schedules(schemas)
     schemas["V2Error"] = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
     paths: Json = {}
     for operation in OPERATIONS:

@@ -122,7 +122,8 @@ class Planner:
         batch = lease.batch
         wanted = msgspec.json.decode(batch.body, type=Requests)
         if batch.parent_id is not None:
-            record = self._finds.model(batch.model or "", batch.version)
+            parent = self._store.batches.read(batch.parent_id)
+            record = self._finds.model((parent and parent.model) or "", parent and parent.version)
             slices = list(slices_again(batch.id, self._parents(batch), self._pace(batch, record)))
             return record, slices, _note(slices, {}, record)
         with self._doors.blobs.open(wanted.file) as file:

@@ -10,12 +10,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
-from zoneinfo import ZoneInfo
 
 import msgspec
 
-from batchline import batch_bodies, cron, failpoints
+from batchline import cron, failpoints
 from batchline.batch import NewBatch, show_schedule_id
+from batchline.batch_bodies import Rules
+from batchline.batch_bodies.scheduled import batch_of
 from batchline.errors import BatchlineError, RetryableError
 from batchline.settings import Settings
 from batchline.store import Store
@@ -41,7 +42,7 @@ class Cron:
         self._store = store
         self._doors = doors
         self._finds = finds
-        self._rules = batch_bodies.Rules.of(settings)
+        self._rules = Rules.of(settings)
 
     def chore(self) -> Chore:
         return Chore("cron", _EVERY_S, self.step, portion=PORTION)
@@ -137,16 +138,14 @@ class Cron:
         """The batch of one fire time.
 
         Raises:
-            InvalidRequestError, NotFoundError: the body does not fit.
+            InvalidRequestError: the body does not fit.
             RetryableError: the blob store or Postgres cannot be asked.
         """
-        body = cron.fill(msgspec.json.decode(schedule.batch), at.astimezone(ZoneInfo(schedule.timezone)))
-        raw = msgspec.json.encode(body)
-        checked = batch_bodies.check(raw, tenant_id=schedule.tenant_id, finds=self._finds, rules=self._rules, now=now)
+        checked = batch_of(schedule, at, finds=self._finds, rules=self._rules, now=now)
         if checked.rows is not None:
             self._doors.blobs.put(checked.rows.file.blob, [checked.rows.jsonl])
             self._store.files.add(checked.rows.file)
-        return replace(checked.batch, schedule_id=schedule.id, fire_at=at)
+        return checked.batch
 
 
 def _run(schedule: ScheduleView, at: datetime, outcome: str, detail: str | None) -> Run:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -219,18 +220,10 @@ print(Cron(rig.settings, store, rig.doors, rig.finds).step())
 def test_killed_at_any_step_each_fire_time_has_one_batch(rig, database_url, tmp_path, place):
     """kill -9 before the transaction, between the run and its batch, and after it: the next one makes it whole."""
     schedule = rig.schedule()
-    tests, root = (
-        os.path.dirname(os.path.dirname(__file__)),
-        os.path.dirname(os.path.dirname(os.path.dirname(__file__))),
-    )
-    command = [sys.executable, "-c", _PROCESS, database_url, str(tmp_path), tests, root]
-    killed = subprocess.run(
-        command,
-        env={**os.environ, "BATCHLINE_FAILPOINTS": f"{place}=kill"},
-        capture_output=True,
-        check=False,
-        timeout=60,
-    )
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", _PROCESS, database_url, str(tmp_path), str(root / "tests"), str(root)]
+    environ = {**os.environ, "BATCHLINE_FAILPOINTS": f"{place}=kill"}
+    killed = subprocess.run(command, env=environ, capture_output=True, check=False, timeout=60)
     assert killed.returncode == -9, killed.stderr
     assert rig.outcomes(schedule) == (["submitted"] if place == "scheduler.after_fire" else [])
     deadline = time.monotonic() + 10

@@ -1,0 +1,84 @@
+"""Runs outside of a schedule's rhythm: now, and over a stretch of the past. Blocking; for threads."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from api.schedule_shapes import backfilled_json
+from batchline import cron
+from batchline.batch import NewBatch
+from batchline.batch_bodies import Finds, Rules
+from batchline.batch_bodies.scheduled import batch_of
+from batchline.data.blobs import Blobs
+from batchline.errors import ConflictError, Fault, InvalidRequestError
+from batchline.store import Store
+from batchline.store.batch_contract import Run, ScheduleView
+from batchline.wire_schedules import BackfillBody
+
+MAX_FIRE_TIMES = 1_000
+"""Of one backfill."""
+
+
+class Runs:
+    """Submits runs; `finds` and `rules` are those of every batch body."""
+
+    def __init__(self, store: Store, blobs: Blobs, finds: Finds, rules: Rules) -> None:
+        self._store = store
+        self._blobs = blobs
+        self.finds = finds
+        self.rules = rules
+
+    def now(self, schedule: ScheduleView, now: datetime) -> Run:
+        """Run it at once, whatever its rhythm, its overlap, and whether it is enabled.
+
+        Raises:
+            InvalidRequestError: the batch does not fit any more.
+            ConflictError: it ran at this very microsecond.
+        """
+        batch = self._batch(schedule, now, now)
+        run = Run(schedule.id, now, "submitted", "Run by hand.", batch.id, None, now)
+        if not self._store.schedules.run_now(run, batch):
+            raise ConflictError("This schedule is being run right now; try again.")
+        return run
+
+    def backfill(self, schedule: ScheduleView, asked: BackfillBody, now: datetime) -> bytes:
+        """Run the fire times of a stretch that have not run, as JSON.
+
+        With overlap `allow` their batches are submitted at once, else the scheduler starts them one after another.
+
+        Raises:
+            InvalidRequestError: the stretch is none, lies ahead, or holds too much; or the batch does not fit.
+        """
+        times = self._times(schedule, asked, now)
+        made: list[Run] = []
+        for at in times:
+            if schedule.overlap == "allow":
+                batch = self._batch(schedule, at, now)
+                run = Run(schedule.id, at, "submitted", "Backfill.", batch.id, None, now)
+            else:
+                batch, run = None, Run(schedule.id, at, "queued", "Backfill; waits for its turn.", None, None, now)
+            if self._store.schedules.run_now(run, batch):
+                made.append(run)
+        return backfilled_json(made, known=len(times) - len(made))
+
+    def _times(self, schedule: ScheduleView, asked: BackfillBody, now: datetime) -> list[datetime]:
+        fault = None
+        times: list[datetime] = []
+        if asked.end <= asked.start:
+            fault = Fault("/to", "must be later than `from`")
+        elif asked.end > now:
+            fault = Fault("/to", "lies ahead: what comes fires by itself")
+        else:
+            times = cron.between(schedule.cron, schedule.timezone, asked.start, asked.end, limit=MAX_FIRE_TIMES + 1)
+            if len(times) > MAX_FIRE_TIMES:
+                fault = Fault("/to", f"is too late: one backfill has at most {MAX_FIRE_TIMES} fire times")
+        if fault is not None:
+            raise InvalidRequestError("The stretch does not fit.", faults=(fault,))
+        return times
+
+    def _batch(self, schedule: ScheduleView, at: datetime, now: datetime) -> NewBatch:
+        checked = batch_of(schedule, at, finds=self.finds, rules=self.rules, now=now)
+        if checked.rows is not None:
+            self._blobs.put(checked.rows.file.blob, [checked.rows.jsonl])
+            self._store.files.add(checked.rows.file)
+        return checked.batch
