@@ -7,28 +7,20 @@ import math
 from http import HTTPStatus
 from typing import Any, NamedTuple, cast
 
-import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
 from litestar.types import HTTPScope, Scope
 
 from api import openai
 from api.http import JSON, Answer
-from batchline.errors import HTTP_STATUS, BatchlineError, Fault
+from batchline.answers import refusal, status_of
+from batchline.errors import BatchlineError
 from batchline.metrics import REFUSED
-from batchline.wire import FaultBody, Problem
 
 log = logging.getLogger("api")
 
 PROBLEM = "application/problem+json"
 _ROUTER_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
-_V2_STATUS = {422: 400}
-"""The protocol knows 400 for whatever does not fit."""
-
-
-def status_of(error: BatchlineError) -> int:
-    """The HTTP status of an error, its own or its nearest ancestor's."""
-    return next(HTTP_STATUS[kind] for kind in type(error).__mro__ if kind in HTTP_STATUS)
 
 
 class _Told(NamedTuple):
@@ -72,28 +64,13 @@ def _tell(scope: Scope, error: Exception) -> _Told:
         headers["WWW-Authenticate"] = "Bearer"
     if cast("HTTPScope", scope)["method"] == "POST":
         REFUSED.labels(code).inc()
-    if path == "/v2" or path.startswith("/v2/"):
-        return _plain(_V2_STATUS.get(status, status), detail, faults, headers)
     if openai.speaks(path):
         return _Told(*openai.error(status, code, detail, faults), headers, JSON)
-    body = Problem(
-        type=f"urn:batchline:error:{code}",
-        title=HTTPStatus(status).phrase,
-        status=status,
-        detail=detail,
-        instance=path,
-        errors=[FaultBody(f.pointer, f.detail) for f in faults],
-    )
-    return _Told(status, msgspec.json.encode(body), headers, PROBLEM)
+    media_type = JSON if path == "/v2" or path.startswith("/v2/") else PROBLEM
+    return _Told(*refusal(path, status, code, detail, faults), headers, media_type)
 
 
 _ROUTER_DETAILS = {
     404: "There is nothing at this address; /openapi.json lists what there is.",
     405: "This address does not take this method.",
 }
-
-
-def _plain(status: int, detail: str, faults: tuple[Fault, ...], headers: dict[str, str]) -> _Told:
-    told = "; ".join(f"{f.pointer}: {f.detail}" if f.pointer else f.detail for f in faults[:10])
-    body = msgspec.json.encode({"error": f"{detail} {told}".strip()})
-    return _Told(status, body, headers, JSON)

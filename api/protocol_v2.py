@@ -20,20 +20,16 @@ from api.ops import Health
 from api.services import Services
 from api.shapes import job_json
 from batchline import v2_tensors
+from batchline.answers import infer_body
 from batchline.errors import (
-    ModelError,
     ResultExpiredError,
-    RowError,
-    TimedOutError,
 )
-from batchline.job import TERMINAL, JobView, Status, show_id
+from batchline.job import TERMINAL, JobView, show_id
 from batchline.metrics import SUBMITTED
 from batchline.model import ModelRecord, TensorSpec
 from batchline.rows import TEXT
 
 AnyRequest = Request[Any, Any, Any]
-_BLAMELESS = frozenset({"model_error", "out_of_memory", "internal"})
-"""Codes of failed jobs whose rows are not to blame."""
 
 
 class V2Routes:
@@ -140,12 +136,7 @@ class V2Routes:
         headers: Mapping[bytes, bytes],
         preferences: prefer.Preferences,
     ) -> ASGIResponse:
-        _raise_unless_whole(view)
-        outputs, tail = v2_tensors.write_outputs(view.outputs or "[]", wanted)
-        told: dict[str, object] = {"model_name": view.model, "model_version": view.version}
-        if body.id is not None:
-            told["id"] = body.id
-        told |= {"parameters": {"job_id": show_id(view.id)}, "outputs": outputs}
+        told, tail = infer_body(view, body.id, wanted)
         text = msgspec.json.encode(told)
         packed, extra = encodings.compress(text + tail, encodings.accepted(headers.get(b"accept-encoding")))
         extra |= preferences.applied
@@ -153,22 +144,6 @@ class V2Routes:
             extra["Inference-Header-Content-Length"] = str(len(text))
             return answer(200, packed, extra, media_type="application/octet-stream")
         return answer(200, packed, extra)
-
-
-def _raise_unless_whole(view: JobView) -> None:
-    """Raise unless every row has its output: a tensor has no place for a missing one."""
-    if view.status is Status.SUCCEEDED and not view.rows_failed:
-        return
-    name = show_id(view.id)
-    if view.status not in TERMINAL:
-        raise TimedOutError(f"{name} has not ended yet; read it from /v1/jobs/{name}.")
-    if view.status in (Status.CANCELLED, Status.EXPIRED):
-        raise TimedOutError(f"{name} has {view.status.value} before it was run.")
-    if view.code in _BLAMELESS:
-        raise ModelError(f"{name} failed: {view.code}.")
-    errors: list[dict[str, Any]] = msgspec.json.decode(view.errors) if view.errors else []
-    told = "; ".join(f"row {e.get('row')}: {e.get('message')}" for e in errors[:10])
-    raise RowError(f"{view.rows_failed} of {view.rows} rows failed. {told}".strip())
 
 
 def _metadata(tensor: TensorSpec) -> dict[str, object]:

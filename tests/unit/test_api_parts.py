@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api import encodings, prefer
-from api.problems import status_of
+from batchline.answers import status_of
 from batchline.decoding import from_decoding
 from batchline.errors import BatchlineError, MalformedError, TooLargeError
 from batchline.wire import SubmitBody
