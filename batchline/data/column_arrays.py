@@ -22,6 +22,9 @@ Column = Array | list[Array] | list[str]
 """[N, *shape] when all rows have one shape; else a list of one array (or text) a row."""
 Faults = dict[int, str]
 
+NULLS = ["", "NULL", "null", "NA", "N/A"]
+"""Texts of a CSV file that mean no value, but in columns of text, where they are text."""
+
 
 def is_text(kind: pa.DataType) -> bool:
     """Whether values of this type are texts."""
@@ -109,6 +112,25 @@ def leaves(column: pa.Array[Any], tensor: TensorSpec, *, allow_missing: bool) ->
     for row in np.flatnonzero(_misfits(values, out, tensor)).tolist():
         faults.setdefault(row, _misfit(values[row], tensor))
     return out, faults
+
+
+def numbers_of(texts: pa.Array[Any]) -> tuple[pa.Array[Any], Faults]:
+    """N texts as float64; what is empty has no value, what is no number is a fault."""
+    trimmed = pc.utf8_trim_whitespace(texts)
+    values = cast("pa.Array[Any]", pc.if_else(pc.is_in(trimmed, value_set=pa.array(NULLS)), None, trimmed))
+    try:
+        return values.cast(pa.float64()), {}
+    except pa.ArrowInvalid:
+        pass
+    faults: Faults = {}
+    found: list[float | None] = []
+    for at, text in enumerate(cast("list[str | None]", values.to_pylist())):
+        try:
+            found.append(None if text is None else float(text))
+        except ValueError:
+            faults[at] = f"{text[:40]!r} is no number" if text is not None else ""
+            found.append(math.nan)
+    return pa.array(found, pa.float64()), faults
 
 
 def _misfits(values: Array, out: Array, tensor: TensorSpec) -> NDArray[np.bool_]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from batchline.batch import BatchFault, DataSet
 from batchline.data import column_arrays
 from batchline.data.column_arrays import Array, Column, Faults, is_text, leaf_fits, list_fits, plain_type
-from batchline.data.contract import ROW, Rows
+from batchline.data.contract import MOSTLY_NUMBERS, ROW, Rows
 from batchline.errors import Fault, InvalidRequestError, SourceError
 from batchline.model import ModelSpec, TensorSpec
 
@@ -64,6 +64,7 @@ class Mapper:
         self._spec = spec
         self._feeds = chosen.feeds
         self._passed = chosen.passed
+        self._texts = chosen.texts
         self.key = data.input.key
         is_numbered = self.key is None or (data.output.uri is None and data.output.table is None)
         fed = [name for feed in self._feeds for name in feed.names]
@@ -109,8 +110,11 @@ class Mapper:
         faults: Faults = {}
         for feed in self._feeds:
             found = [batch.column(name) for name in feed.names]
-            for name, column in zip(feed.names, found, strict=True):
-                if not _fits(column.type, feed):
+            for at, (name, column) in enumerate(zip(feed.names, found, strict=True)):
+                if name in self._texts and is_text(column.type) and _takes_numbers(feed):
+                    found[at], bad = column_arrays.numbers_of(column)
+                    faults |= {row: f"column {name}: {why}" for row, why in bad.items() if row not in faults}
+                elif not _fits(column.type, feed):
                     raise SourceError(f"{where}: the column {name!r} is {column.type}, unlike the rows before.")
             if feed.tensor is None:
                 columns[TEXT], bad = _texts(found[0])
@@ -198,6 +202,8 @@ class _Choice:
         self.feeds: list[_Feed] = []
         self._spec = spec
         self._types = {field.name: field.type for field in schema}
+        self.texts = {f.name for f in schema if f.metadata and f.metadata.items() >= MOSTLY_NUMBERS.items()}
+        """Columns of text that numbers are read from."""
         self.passed = self._passed_through(data)
         if self.faults:
             return
@@ -277,7 +283,7 @@ class _Choice:
         if not feed.names:
             self._fault("There is no column for the model to read.")
         for name in feed.names:
-            if not _fits(self._types[name], feed):
+            if not (_fits(self._types[name], feed) or (_takes_numbers(feed) and name in self.texts)):
                 kind = "text" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
                 self._fault(f"The column {name!r} is {self._types[name]}; {self._spec.name} takes {kind}.")
 
@@ -286,6 +292,10 @@ def _fits(kind: pa.DataType, feed: _Feed) -> bool:
     if feed.tensor is None:
         return is_text(plain_type(kind)) or pa.types.is_null(kind)
     return list_fits(kind, feed.tensor) if feed.is_list else leaf_fits(kind, feed.tensor)
+
+
+def _takes_numbers(feed: _Feed) -> bool:
+    return feed.tensor is not None and not feed.is_list and feed.tensor.dtype not in ("BYTES", "BOOL")
 
 
 def _named(why: str, feed: _Feed) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, Literal, cast
@@ -17,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from batchline.data.contract import Rows
+from batchline.data.column_arrays import NULLS
+from batchline.data.contract import MOSTLY_NUMBERS, Rows
 from batchline.data.jsonl_files import cut, one_batch
 from batchline.data.places import OpenFile
 from batchline.data.text_blocks import Block, RowScanner, blocks, chunks, head, text_start
@@ -25,8 +27,8 @@ from batchline.data.text_blocks import spans as text_spans
 from batchline.data.uris import is_gzip
 from batchline.errors import SourceError
 
-NULLS = ["", "NULL", "null", "NA", "N/A"]
-"""Texts that mean no value, but in columns of text, where they are text."""
+NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*")
+_LOOK_ROWS = 2000
 
 Span = tuple[object, ...]
 
@@ -38,6 +40,8 @@ class _Header:
     """Byte offset of the first row."""
     types: dict[str, pa.DataType]
     """By the first rows; a column that is empty there has none."""
+    mostly_numbers: frozenset[str]
+    """Columns of text whose first rows are numbers but for a few."""
 
 
 def schema(file: OpenFile) -> pa.Schema | None:
@@ -45,7 +49,8 @@ def schema(file: OpenFile) -> pa.Schema | None:
     header = _header(file)
     if not header.types and not _has_rows(file, header):
         return None
-    return pa.schema([(name, header.types.get(name, pa.null())) for name in header.names])
+    fields = [pa.field(name, header.types.get(name, pa.null())) for name in header.names]
+    return pa.schema([f.with_metadata(MOSTLY_NUMBERS) if f.name in header.mostly_numbers else f for f in fields])
 
 
 def spans(file: OpenFile, slice_rows: int) -> Iterator[tuple[Span, int]]:
@@ -96,10 +101,19 @@ def _header(file: OpenFile) -> _Header:
     names = _names(text[: ends[0]], file.uri)
     sample = Block(text[ends[0] : ends[-1]], len(ends) - 1)
     types: dict[str, pa.DataType] = {}
+    numbers: list[str] = []
     if sample.rows:
         table, _ = _parse(sample, names, pacsv.ConvertOptions(null_values=NULLS))
         types = {field.name: field.type for field in table.schema if not pa.types.is_null(field.type)}
-    return _Header(names, ends[0] + text_start(file), types)
+        texts = [field.name for field in table.schema if pa.types.is_string(field.type)]
+        numbers = [name for name in texts if _is_mostly_numbers(table.column(name).slice(0, _LOOK_ROWS))]
+    return _Header(names, ends[0] + text_start(file), types, frozenset(numbers))
+
+
+def _is_mostly_numbers(values: pa.ChunkedArray[Any]) -> bool:
+    texts = [text for text in cast("list[str | None]", values.to_pylist()) if text not in (None, *NULLS)]
+    found = sum(NUMBER.fullmatch(text or "") is not None for text in texts)
+    return found > len(texts) * 0.8
 
 
 def _names(line: bytes, uri: str) -> list[str]:

@@ -23,7 +23,7 @@ from batchline.errors import SourceError
 
 log = logging.getLogger("batchline.data")
 
-_BUFFERS_BYTES = 64 << 20
+_BUFFERS_BYTES = 32 << 20
 """For all columns of one reader together."""
 _MAX_BUFFER_BYTES = 4 << 20
 _MIN_BUFFER_BYTES = 64 << 10

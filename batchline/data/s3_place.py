@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from botocore.exceptions import BotoCoreError
 from urllib3.exceptions import HTTPError
 
 from batchline.data import s3_client
@@ -34,11 +35,10 @@ class S3File:
         if count <= 0:
             return b""
         for tries in range(1, _TRIES + 1):
+            body = self._begin(offset, count)
             try:
-                data = self._read(offset, count)
-            except FAULTS as e:
-                raise source_error(self.uri, e) from e
-            except (HTTPError, OSError, TimeoutError) as e:  # the answer broke off
+                data = _drained(body, count)
+            except (BotoCoreError, HTTPError, OSError) as e:
                 if tries == _TRIES:
                     raise SourceUnavailableError(f"{self.uri} cannot be read now: S3's answers break off.") from e
             else:
@@ -46,27 +46,18 @@ class S3File:
                     return data
         raise SourceUnavailableError(f"{self.uri} cannot be read now: S3's answers are too short.")
 
-    def _read(self, offset: int, count: int) -> bytes:
+    def _begin(self, offset: int, count: int) -> Any:
         target = s3_uri(self._name)
-        deadline = time.monotonic() + BODY_S
-        answer = s3_client.client(self._endpoint).get_object(
-            Bucket=target.bucket,
-            Key=target.key,
-            Range=f"bytes={offset}-{offset + count - 1}",
-            IfMatch=self.version,
-        )
-        body = answer["Body"]
-        pieces: list[bytes] = []
-        left = count
         try:
-            while left and (data := body.read(min(left, _STEP_BYTES))):
-                pieces.append(data)
-                left -= len(data)
-                if time.monotonic() > deadline:
-                    raise TimeoutError
-        finally:
-            body.close()
-        return b"".join(pieces)
+            answer = s3_client.client(self._endpoint).get_object(
+                Bucket=target.bucket,
+                Key=target.key,
+                Range=f"bytes={offset}-{offset + count - 1}",
+                IfMatch=self.version,
+            )
+        except FAULTS as e:
+            raise source_error(self.uri, e) from e
+        return answer["Body"]
 
     def verify(self) -> None:
         """Every read has asked for this ETag: nothing else was read."""
@@ -76,6 +67,21 @@ class S3File:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _drained(body: Any, count: int) -> bytes:
+    """The bytes of an answer; raises what botocore and urllib3 raise when it breaks off, and TimeoutError."""
+    deadline = time.monotonic() + BODY_S
+    pieces: list[bytes] = []
+    try:
+        while count and (data := body.read(min(count, _STEP_BYTES))):
+            pieces.append(data)
+            count -= len(data)
+            if time.monotonic() > deadline:
+                raise TimeoutError
+    finally:
+        body.close()
+    return b"".join(pieces)
 
 
 class S3Place:

@@ -65,9 +65,9 @@ def _inflated(file: OpenFile, chunk_bytes: int) -> Iterator[bytes]:
         rest = data
         while rest:
             if inflater.eof:  # another member follows; zeros are padding
-                rest = rest.lstrip(b"\0")
+                if not (rest := rest.lstrip(b"\0")):
+                    break
                 inflater = zlib.decompressobj(wbits=31)
-                continue
             try:
                 out = inflater.decompress(rest, chunk_bytes)
             except zlib.error as e:
@@ -126,8 +126,11 @@ class RowScanner:
             self._line_start = int(behind[-1])
         self.fed += len(chunk)
         self._last = chunk[-1]
-        if self.fed - self._line_start > MAX_ROW_BYTES or (len(lengths) and int(lengths.max()) > MAX_ROW_BYTES):
-            raise SourceError(f"{self._uri}: a row after row {self.rows} is longer than {MAX_ROW_BYTES >> 20} MiB.")
+        lengths = np.append(lengths, self.fed - self._line_start)
+        longest = int(lengths.argmax())
+        if lengths[longest] > MAX_ROW_BYTES:
+            before = self.rows + longest - int(blank[:longest].sum())
+            raise SourceError(f"{self._uri}: a row after row {before} is longer than {MAX_ROW_BYTES >> 20} MiB.")
         found = behind[~blank] if blank.any() else behind
         self.rows += len(found)
         return found

@@ -1,0 +1,490 @@
+"""One suite for every source in files: three formats, compressed or not, on file:// and s3://."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import pytest
+from object_store import FaultProxy, ObjectStore, object_store
+
+from batchline.batch import Input
+from batchline.data import open_source, s3_client, s3_place, text_blocks
+from batchline.data.contract import Places, Rows, Source
+from batchline.errors import SourceError, SourceUnavailableError
+
+ROWS = 5000
+
+
+@pytest.fixture(scope="module")
+def s3() -> Generator[ObjectStore]:
+    with object_store() as store:
+        yield store
+
+
+@dataclass
+class Here:
+    """Where a test's files lie."""
+
+    places: Places
+    root: str
+    put: Callable[[str, bytes], None]
+    remove: Callable[[str], None]
+
+    def source(self, name: str, kind: str | None = None) -> Source:
+        return open_source(Input(uri=f"{self.root}/{name}", format=kind), self.places)
+
+
+@pytest.fixture(params=["file", "s3"])
+def here(request: pytest.FixtureRequest, tmp_path: Path) -> Here:
+    if request.param == "file":
+        return _local(tmp_path)
+    store: ObjectStore = request.getfixturevalue("s3")
+    bucket = store.bucket()
+    places = Places("file:///nowhere/blobs", (), {}, store.endpoint)
+    return Here(
+        places,
+        f"s3://{bucket}/in",
+        lambda name, data: store.client.put_object(Bucket=bucket, Key=f"in/{name}", Body=data),
+        lambda name: store.client.delete_object(Bucket=bucket, Key=f"in/{name}"),
+    )
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Here:
+    return _local(tmp_path)
+
+
+def _local(tmp_path: Path) -> Here:
+    root = tmp_path / "root"
+    root.mkdir()
+
+    def put(name: str, data: bytes) -> None:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+
+    return Here(
+        Places(f"file://{tmp_path}/blobs", (str(root),)), f"file://{root}", put, lambda name: (root / name).unlink()
+    )
+
+
+def table(rows: int = ROWS, start: int = 0) -> pa.Table:
+    number = np.arange(start, start + rows)
+    return pa.table(
+        {
+            "id": number,
+            "f0": np.sin(number),
+            "f1": [None if n % 7 == 0 else n / 4 for n in number.tolist()],
+            "name": [f'row "{n}",\nof {n}' for n in number.tolist()],
+        }
+    )
+
+
+def encoded(data: pa.Table, ending: str, *, group_rows: int = 1300) -> bytes:
+    out = io.BytesIO()
+    if ending.startswith("parquet"):
+        pq.write_table(data, out, row_group_size=group_rows)
+    elif ending.startswith("csv"):
+        pacsv.write_csv(data, out)
+    else:
+        out.write(b"".join(json.dumps(row).encode() + b"\n" for row in data.to_pylist()))
+    return gzip.compress(out.getvalue()) if ending.endswith(".gz") else out.getvalue()
+
+
+def read_all(source: Source, slice_rows: int, columns: list[str] | None = None, batch_rows: int = 700) -> list[Rows]:
+    return [rows for piece in source.pieces(slice_rows) for rows in source.read(piece, columns, batch_rows=batch_rows)]
+
+
+def joined(got: list[Rows]) -> pa.Table:
+    return pa.Table.from_batches([rows.batch for rows in got])
+
+
+ALL = ["parquet", "csv", "jsonl", "csv.gz", "jsonl.gz"]
+
+
+@pytest.mark.parametrize("ending", ALL)
+def test_every_row_is_read_once_in_order(here: Here, ending: str) -> None:
+    """Pieces in order, put together, are the data set: same rows, same values, whatever the size of slices."""
+    here.put(f"a.{ending}", encoded(table(), ending))
+    source = here.source(f"a.{ending}")
+    assert source.schema().names == ["id", "f0", "f1", "name"]
+    for slice_rows in (333, 1300, 100_000):
+        got = read_all(source, slice_rows)
+        assert all(0 < rows.batch.num_rows <= 700 and not rows.faults for rows in got)
+        assert joined(got).to_pydict() == table().to_pydict()
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
+def test_pieces_are_exact_and_read_by_themselves(here: Here, ending: str) -> None:
+    """A piece holds as many rows as it says, at most about a slice, and can be read by anybody in any order."""
+    here.put(f"a.{ending}", encoded(table(), ending))
+    pieces = list(here.source(f"a.{ending}").pieces(500))
+    assert sum(piece.rows for piece in pieces) == ROWS
+    assert max(piece.rows for piece in pieces) <= 625
+    first = 0
+    ends = {}
+    for piece in pieces:
+        ends[piece.span] = first
+        first += piece.rows
+    for piece in reversed(pieces):
+        got = joined(list(here.source(f"a.{ending}").read(piece, ["id"], batch_rows=64)))
+        assert got.column("id").to_pylist() == list(range(ends[piece.span], ends[piece.span] + piece.rows))
+
+
+@pytest.mark.parametrize("ending", ALL)
+def test_columns_come_as_they_are_asked_for(here: Here, ending: str) -> None:
+    """Only the columns that are asked for, in that order."""
+    here.put(f"a.{ending}", encoded(table(100), ending))
+    got = read_all(here.source(f"a.{ending}"), 50, ["f1", "id"])
+    assert joined(got).schema.names == ["f1", "id"]
+    assert joined(got).column("id").to_pylist() == list(range(100))
+
+
+@pytest.mark.parametrize("uri", ["many/*.csv", "many/", "many", "**/*.csv", "many/part-[0-1]?.csv", "many/part-??.csv"])
+def test_a_glob_or_folder_is_all_its_files_by_name(here: Here, uri: str) -> None:
+    """Files are read in order of their names; hidden ones, error parts and manifests of a folder are not data."""
+    for part in (10, 2, 0, 1):
+        here.put(f"many/part-{part:02d}.csv", encoded(table(10, part * 10), "csv"))
+    for other in (".hidden.csv", "errors-00.csv", "manifest.json"):
+        if "*" not in uri and "?" not in uri:
+            here.put(f"many/{other}", b"x\n1\n")
+    got = joined(read_all(here.source(uri, "csv"), 15))
+    assert got.column("id").to_pylist() == [*range(30), *range(100, 110)]
+
+
+def test_a_pattern_stays_within_its_folder(here: Here) -> None:
+    """`*` does not cross folders; `**` does."""
+    here.put("a/x.csv", b"a\n1\n")
+    here.put("a/b/x.csv", b"a\n2\n")
+    assert joined(read_all(here.source("a/*.csv"), 10)).column("a").to_pylist() == [1]
+    assert sorted(joined(read_all(here.source("a/**/*.csv"), 10)).column("a").to_pylist()) == [1, 2]
+
+
+@pytest.mark.parametrize("uri", ["none.csv", "none/*.csv", "none/"])
+def test_what_is_not_there_is_named(here: Here, uri: str) -> None:
+    """No such file, no match: SourceError naming what was asked for."""
+    with pytest.raises(SourceError, match="none"):
+        here.source(uri, "csv").schema()
+
+
+@pytest.mark.parametrize(("ending", "told"), [("parquet", "empty"), ("csv", "empty"), ("jsonl", "empty")])
+def test_an_empty_file_is_told(here: Here, ending: str, told: str) -> None:
+    """A file of no bytes has no schema."""
+    here.put(f"a.{ending}", b"")
+    with pytest.raises(SourceError, match=told):
+        here.source(f"a.{ending}").schema()
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+def test_a_table_without_rows_has_no_pieces(here: Here, ending: str) -> None:
+    """A header or footer alone is a data set of no rows."""
+    here.put(f"a.{ending}", encoded(table(0), ending))
+    assert list(here.source(f"a.{ending}").pieces(10)) == []
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
+def test_a_file_that_changed_since_the_plan_is_not_read(here: Here, ending: str) -> None:
+    """The version of the plan is asked for; another one is a SourceError that names the file."""
+    here.put(f"a.{ending}", encoded(table(), ending))
+    source = here.source(f"a.{ending}")
+    piece = next(source.pieces(1000))
+    here.put(f"a.{ending}", encoded(table(ROWS, 1), ending))
+    with pytest.raises(SourceError, match=rf"a\.{ending} has changed"):
+        list(source.read(piece, None, batch_rows=100))
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
+def test_a_file_that_changes_while_it_is_read_is_told(here: Here, ending: str) -> None:
+    """What was read of two versions never passes for a whole piece."""
+    here.put(f"a.{ending}", encoded(table(), ending))
+    source = here.source(f"a.{ending}")
+    (piece,) = source.pieces(ROWS)
+    reading = source.read(piece, None, batch_rows=100)
+    next(reading)
+    here.remove(f"a.{ending}")
+    here.put(f"a.{ending}", encoded(table(ROWS, 1), ending))
+    try:
+        got = joined(list(reading))
+    except SourceError:
+        return
+    else:  # all of it had been fetched before, in one version
+        assert got.column("id").to_pylist() == list(range(100, ROWS))
+
+
+def test_a_truncated_parquet_file_is_told(here: Here) -> None:
+    """Half a file: SourceError naming it, without pyarrow's own words."""
+    data = encoded(table(), "parquet")
+    here.put("half.parquet", data[: len(data) // 2])
+    with pytest.raises(SourceError, match=r"half\.parquet is no Parquet file"):
+        here.source("half.parquet").schema()
+
+
+def test_a_damaged_parquet_page_is_told(here: Here) -> None:
+    """A good footer over bad pages is found when they are read."""
+    data = encoded(table(), "parquet")
+    here.put("bad.parquet", data[:100] + b"\xff" * 4000 + data[4100:])
+    source = here.source("bad.parquet")
+    with pytest.raises(SourceError, match=r"bad\.parquet"):
+        read_all(source, 1000)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+def test_a_column_that_is_missing_is_named(here: Here, ending: str) -> None:
+    """One file of many lacks a column: SourceError naming file and column."""
+    here.put(f"a.{ending}", encoded(table(10), ending))
+    here.put(f"b.{ending}", encoded(table(10).drop_columns(["f1"]), ending))
+    source = here.source(f"*.{ending}")
+    with pytest.raises(SourceError, match=rf"b\.{ending} has no column 'f1'"):
+        read_all(source, 100, ["f0", "f1"])
+
+
+def test_a_csv_line_with_too_many_values_is_a_fault_of_its_row(here: Here) -> None:
+    """Rows with too few or too many values, or values of another type, keep their place and are told."""
+    lines = [b"a,b"] + [b"%d,%d.5" % (n, n) for n in range(30)]
+    lines[4], lines[7] = b"3", b"6,6,6"
+    lines.insert(6, b"")
+    here.put("a.csv", b"\r\n".join([*lines, b""]))
+    (got,) = read_all(here.source("a.csv"), 100)
+    assert got.batch.num_rows == 30
+    assert sorted(got.faults) == [3, 6]
+    assert "1 values" in got.faults[3]
+    assert got.batch.column("a").to_pylist()[5:9] == [5, None, 7, 8]
+
+
+def test_a_value_that_is_no_number_is_a_fault_of_its_row(here: Here) -> None:
+    """Far behind: a fault. Among the first rows: text, marked as mostly numbers, for the mapper to read."""
+    many = [b"a,b"] + [b"%d,%d.5" % (n, n) for n in range(200_000)]
+    many[150_001] = b"150000,nine"
+    here.put("late.csv", b"\n".join(many))
+    got = read_all(here.source("late.csv"), 1_000_000, batch_rows=1_000_000)
+    told = [why for part in got for why in part.faults.values()]
+    assert told == ["column b: 'nine' is no double"]
+    assert joined(got).num_rows == 200_000
+    here.put("early.csv", b"a,b\n1,2\n3,x\n" + b"4,5\n" * 9)
+    field = here.source("early.csv").schema().field("b")
+    assert field.type == pa.string()
+    assert field.metadata == {b"batchline": b"mostly numbers"}
+
+
+def test_numbers_that_turn_out_to_be_fractions_are_no_fault(here: Here) -> None:
+    """A column of whole numbers with a fraction far behind becomes one of floats."""
+    rows = 90_000
+    here.put("a.csv", b"a,b\n" + b"".join(b"%d,%s\n" % (n, b"x" * 20) for n in range(rows)) + b"0.5,x\n")
+    here.put("a.jsonl", b"".join(b'{"a":%d,"b":"%s"}\n' % (n, b"x" * 20) for n in range(rows)) + b'{"a":0.5,"b":"x"}\n')
+    for name in ("a.csv", "a.jsonl"):
+        got = read_all(here.source(name), 1_000_000)
+        assert not any(part.faults for part in got)
+        assert got[-1].batch.column("a").to_pylist()[-1] == 0.5
+
+
+def test_an_open_quotation_mark_is_told_with_its_row(here: Here) -> None:
+    """A quote that never ends would swallow the file: SourceError with the row behind which it begins."""
+    here.put("a.csv", b'a,b\n1,2\n3,4\n5,"six\n7,8\n')
+    with pytest.raises(SourceError, match=r"a\.csv: after row .* never ends"):
+        list(here.source("a.csv").pieces(10))
+
+
+def test_quotation_marks_within_values_are_letters(here: Here) -> None:
+    """Stray quotes and quotes behind a blank do not hide newlines."""
+    here.put("a.csv", b'a,b\n1,5" pipe\n2, "x"\n3,"line\nbreak ""q"""\n4,y\n')
+    got = joined(read_all(here.source("a.csv"), 2))
+    assert got.column("a").to_pylist() == [1, 2, 3, 4]
+    assert got.column("b").to_pylist()[2] == 'line\nbreak "q"'
+
+
+def test_bad_json_lines_are_faults_of_their_rows(here: Here) -> None:
+    """No JSON, no object, another type: the row keeps its place; blank lines are no rows."""
+    here.put("a.jsonl", b'\xef\xbb\xbf{"a":1,"b":"x"}\n\n{"a":\n[1]\n{"a":"two","b":"y"}\n{"a":3}\n{"b":"\xff"}\n')
+    (got,) = read_all(here.source("a.jsonl"), 100)
+    assert sorted(got.faults) == [1, 2, 3, 5]
+    assert got.batch.column("a").to_pylist() == [1, None, None, None, 3, None]
+    assert got.batch.column("b").to_pylist() == ["x", None, None, "y", None, None]
+
+
+def test_bare_lines_are_the_column_value(here: Here) -> None:
+    """A line may be the row itself."""
+    here.put("a.jsonl", b"[1,2]\n[3.5,4]\n")
+    here.put("b.jsonl", b'"one"\n"two"\n')
+    assert joined(read_all(here.source("a.jsonl"), 9)).to_pydict() == {"value": [[1, 2], [3.5, 4]]}
+    assert joined(read_all(here.source("b.jsonl"), 9)).to_pydict() == {"value": ["one", "two"]}
+
+
+def test_timestamps_in_json_stay_text(here: Here) -> None:
+    """Text that looks like a date is text."""
+    here.put("a.jsonl", b'{"t":"2026-01-01T00:00:00"}\n')
+    assert joined(read_all(here.source("a.jsonl"), 9)).to_pydict() == {"t": ["2026-01-01T00:00:00"]}
+
+
+def test_a_gzip_bomb_is_refused(here: Here) -> None:
+    """A file that swells beyond every real table's ratio is refused by name, in bounded memory."""
+    here.put("bomb.jsonl.gz", gzip.compress((b'{"a":' + b"1" * 1000 + b"}\n") * 150_000))
+    with pytest.raises(SourceError, match=r"bomb\.jsonl\.gz swells"):
+        list(here.source("bomb.jsonl.gz").pieces(1000))
+
+
+def test_an_endless_line_is_refused(local: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row has a greatest length."""
+    monkeypatch.setattr(text_blocks, "MAX_ROW_BYTES", 1 << 20)
+    local.put("a.jsonl", b'{"a":1}\n{"a":"' + b"x" * (3 << 20) + b'"}\n')
+    with pytest.raises(SourceError, match=r"a\.jsonl: a row after row 1 is longer"):
+        list(local.source("a.jsonl").pieces(1000))
+
+
+@pytest.mark.parametrize("cut", [40, -3])
+def test_a_damaged_gzip_file_is_told(here: Here, cut: int) -> None:
+    """Truncated or not gzip at all: SourceError by name."""
+    here.put("a.csv.gz", encoded(table(), "csv.gz")[:cut])
+    with pytest.raises(SourceError, match=r"a\.csv\.gz is truncated"):
+        list(here.source("a.csv.gz").pieces(1000))
+    here.put("b.csv.gz", b"a,b\n1,2\n")
+    with pytest.raises(SourceError, match=r"b\.csv\.gz is no gzip"):
+        here.source("b.csv.gz").schema()
+
+
+def test_gzip_members_follow_one_another(here: Here) -> None:
+    """Files that were put together by appending are one text."""
+    here.put("a.jsonl.gz", gzip.compress(b'{"a":1}\n{"a"') + gzip.compress(b":2}\n") + b"\0" * 10)
+    assert joined(read_all(here.source("a.jsonl.gz"), 9)).to_pydict() == {"a": [1, 2]}
+
+
+@pytest.mark.parametrize("header", [b"a,a\n1,2\n", b'{"a":1}\n'])
+def test_names_that_stand_twice_are_refused(here: Here, header: bytes) -> None:
+    """Two columns of one name cannot be told apart."""
+    here.put("a.csv", header)
+    if header.startswith(b"a"):
+        with pytest.raises(SourceError, match="two columns named 'a'"):
+            here.source("a.csv").schema()
+
+
+class TestBounds:
+    """What file:// must not reach."""
+
+    @pytest.mark.parametrize(
+        "way", ["/../secret.csv", "/sub/../../secret.csv", "/%2e%2e/secret.csv", "/link.csv", "/up/secret.csv"]
+    )
+    def test_nothing_leads_out_of_the_roots(self, local: Here, tmp_path: Path, way: str) -> None:
+        """Neither dots, encoded or not, nor links to files or folders."""
+        (tmp_path / "secret.csv").write_bytes(b"a\n1\n")
+        root = tmp_path / "root"
+        (root / "sub").mkdir()
+        (root / "link.csv").symlink_to(tmp_path / "secret.csv")
+        (root / "up").symlink_to(tmp_path)
+        with pytest.raises(SourceError) as told:
+            local.source(way[1:]).schema()
+        assert "not below a folder" in told.value.detail
+        for pattern in ("*.csv", "up/*.csv", "../*.csv"):
+            with pytest.raises(SourceError):
+                local.source(pattern).schema()
+
+    def test_links_that_stay_within_are_followed(self, local: Here, tmp_path: Path) -> None:
+        """`current -> 2026-11-22` is how folders are versioned."""
+        local.put("2026/a.csv", b"a\n1\n")
+        (tmp_path / "root" / "current").symlink_to(tmp_path / "root" / "2026")
+        assert joined(read_all(local.source("current/a.csv"), 9)).to_pydict() == {"a": [1]}
+        assert joined(read_all(local.source("current/*.csv"), 9)).to_pydict() == {"a": [1]}
+
+    def test_without_roots_there_is_no_file(self, tmp_path: Path) -> None:
+        """The operator allows none unless said."""
+        with pytest.raises(SourceError, match="BATCHLINE_DATA_ROOTS"):
+            open_source(Input(uri=f"file://{tmp_path}/a.csv"), Places("file:///blobs"))
+
+    def test_the_blob_store_is_out_of_reach(self, tmp_path: Path) -> None:
+        """Other tenants' uploads lie there, also when it stands within a root."""
+        (tmp_path / "blobs").mkdir()
+        (tmp_path / "blobs" / "a.jsonl").write_bytes(b'{"a":1}\n')
+        (tmp_path / "b.jsonl").write_bytes(b'{"a":2}\n')
+        places = Places(f"file://{tmp_path}/blobs", (str(tmp_path),))
+        with pytest.raises(SourceError, match="not below"):
+            open_source(Input(uri=f"file://{tmp_path}/blobs/a.jsonl"), places).schema()
+        assert joined(read_all(open_source(Input(uri=f"file://{tmp_path}/**/*.jsonl"), places), 9)).num_rows == 1
+        with pytest.raises(SourceError, match="own store"):
+            open_source(Input(uri="s3://bucket/blobs/a.jsonl"), Places("s3://bucket/blobs")).schema()
+
+    @pytest.mark.parametrize("name", ["a b.csv", "ä%.csv", "[x]?.csv", "a#b.csv"])
+    def test_names_are_percent_encoded(self, local: Here, name: str) -> None:
+        """As RFC 8089 has it; encoded wildcards are letters."""
+        local.put(name, b"a\n1\n")
+        local.put("zz.csv", b"a\n2\n")
+        assert joined(read_all(local.source(quote(name)), 9)).to_pydict() == {"a": [1]}
+        assert joined(read_all(local.source("*.csv"), 9)).num_rows == 2
+
+    def test_a_pipe_is_no_file(self, local: Here, tmp_path: Path) -> None:
+        """It would be waited for without end."""
+        os.mkfifo(tmp_path / "root" / "a.csv")
+        with pytest.raises(SourceError, match="is no file"):
+            local.source("a.csv").schema()
+
+    @pytest.mark.parametrize("uri", ["http://x/a.csv", "file://a.csv", "s3://", "s3://A_b/c.csv", "file:///a\0.csv"])
+    def test_what_is_no_uri_is_refused(self, uri: str) -> None:
+        """Other schemes, relative paths, names no bucket can have."""
+        with pytest.raises(SourceError):
+            open_source(Input(uri=uri, format="csv"), Places("file:///blobs", ("/",))).schema()
+
+
+class TestFaults:
+    """An S3 that refuses, stalls or breaks off."""
+
+    @pytest.fixture
+    def proxy(self, s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Generator[FaultProxy]:
+        monkeypatch.setattr(s3_client, "SILENCE_S", 0.5)
+        monkeypatch.setattr(s3_client, "TRIES", 2)
+        proxy = FaultProxy(s3.endpoint)
+        yield proxy
+        proxy.close()
+
+    @pytest.fixture
+    def uri(self, s3: ObjectStore) -> str:
+        bucket = s3.bucket()
+        s3.client.put_object(Bucket=bucket, Key="a.csv", Body=encoded(table(), "csv"))
+        return f"s3://{bucket}/a.csv"
+
+    @pytest.mark.parametrize(
+        ("fate", "error"),
+        [
+            (403, SourceError),
+            (404, SourceError),
+            (500, SourceUnavailableError),
+            (503, SourceUnavailableError),
+            (429, SourceUnavailableError),
+            ("stall", SourceUnavailableError),
+            ("cut", SourceUnavailableError),
+        ],
+    )
+    def test_refusals_are_final_and_silence_is_not(
+        self, proxy: FaultProxy, uri: str, fate: int | str, error: type[Exception]
+    ) -> None:
+        """403 and 404 are the batch's fault; 5xx, 429, silence and broken answers may be tried again."""
+        source = open_source(Input(uri=uri), Places("file:///blobs", s3_endpoint_url=proxy.endpoint))
+        (piece,) = source.pieces(ROWS)
+        proxy.seen.clear()
+        proxy.rule = lambda method, _path: fate if method == "GET" else None
+        with pytest.raises(error, match=r"a\.csv") as told:
+            list(source.read(piece, None, batch_rows=1000))
+        assert type(told.value) is error
+        assert "http" not in str(told.value)
+        assert len(proxy.seen) <= 1 + 3 * 2
+
+    def test_one_broken_answer_costs_nothing(self, proxy: FaultProxy, uri: str) -> None:
+        """A read that breaks off is tried again."""
+        source = open_source(Input(uri=uri), Places("file:///blobs", s3_endpoint_url=proxy.endpoint))
+        left = ["cut", 503]
+        proxy.rule = lambda method, _path: left.pop() if method == "GET" and left else None
+        assert joined(read_all(source, ROWS)).to_pydict() == table().to_pydict()
+        assert not left
+
+    def test_a_trickle_has_an_end(self, proxy: FaultProxy, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """However steadily bytes drip, one read has a deadline."""
+        monkeypatch.setattr(s3_place, "BODY_S", -1.0)
+        source = open_source(Input(uri=uri), Places("file:///blobs", s3_endpoint_url=proxy.endpoint))
+        with pytest.raises(SourceUnavailableError):
+            source.schema()
