@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from batchline.cli import batch, doctor, init, jobs, keys, models, operate, processes, stack
+from batchline.cli import batch, doctor, init, jobs, keys, models, operate, processes, schedules, stack
 from batchline.cli.output import group, tell, tell_error
 from batchline.errors import BatchlineError
 
@@ -45,6 +45,7 @@ for _command in (
     app.command()(_command)
 app.add_typer(processes.autoscaler, name="autoscaler")
 app.add_typer(batch.app, name="batch")
+app.add_typer(schedules.app, name="schedules")
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 app.add_typer(init.app, name="init")

@@ -17,6 +17,7 @@ from batchline.client.batch_results import BatchInfo, BatchPage
 from batchline.client.batches import AsyncBatch, Batch
 from batchline.client.calls import PAGE, Answer, Call, Calls, Lost, Send, Upload
 from batchline.client.results import Job, JobPage, Model, Output, RowError, each_row
+from batchline.client.schedules import AsyncSchedules, Schedules
 from batchline.clock import Clock, SystemClock
 from batchline.errors import InvalidRequestError, UnauthorizedError
 from batchline.job import Status
@@ -96,6 +97,8 @@ class Client:
         """
         self._calls = _calls(url, api_key, timeout_s, clock or SystemClock())
         self._batch_calls = BatchCalls(self._calls)
+        self.schedules = Schedules(self._run, self._calls)
+        """Batches that run by themselves."""
         self._http = httpx.Client(transport=transport, limits=_LIMITS, mounts={} if transport else _DIRECT)
         self._sleep = sleep
 
@@ -281,6 +284,8 @@ class AsyncClient:
         """See `Client`."""
         self._calls = _calls(url, api_key, timeout_s, clock or SystemClock())
         self._batch_calls = BatchCalls(self._calls)
+        self.schedules = AsyncSchedules(self._run, self._calls)
+        """See `Client.schedules`."""
         self._http = httpx.AsyncClient(transport=transport, limits=_LIMITS, mounts={} if transport else _DIRECT)
         self._sleep = sleep
 
