@@ -13,7 +13,7 @@ RUN uv pip install --quiet --no-deps --prefix /opt/source .
 
 FROM python:3.11-slim-bookworm
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin batchline \
- && install -d -o batchline -g batchline -m 0750 /models \
+ && install -d -o batchline -g batchline -m 0750 /models /blobs /data \
  && install -d -o batchline -g batchline -m 0755 /secrets
 # Two layers, the large one first: a change of the source moves a few hundred kB.
 COPY --from=dependencies /opt/batchline /opt/batchline

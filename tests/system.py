@@ -155,7 +155,14 @@ def running_system(
         for name, source in models.items():
             import_model(folder / "models", name, source, store.catalogue.register_model)
         store.close()
-        settings = {"DATABASE_URL": postgres.url, "REDIS_URL": valkey.url, "BATCHLINE_MODELS": str(folder / "models")}
+        (folder / "data").mkdir(exist_ok=True)
+        settings = {
+            "DATABASE_URL": postgres.url,
+            "REDIS_URL": valkey.url,
+            "BATCHLINE_MODELS": str(folder / "models"),
+            "BATCHLINE_BLOBS": f"file://{folder / 'blobs'}",
+            "BATCHLINE_DATA_ROOTS": str(folder / "data"),
+        }
         system = System(folder, postgres, valkey, key, SHORT | settings | (env or {}))
         try:
             for _ in range(apis):

@@ -15,6 +15,7 @@ from batchline.local import children
 from batchline.local.server import HOST, PortInUseError, Server, free_port, is_free, secret
 from batchline.local.servers import PostgresServer, ValkeyServer
 from batchline.local.supervisor import Part
+from batchline.settings import Settings
 
 _ANSWER_S = 0.5
 _SETTLE_S = 1.5
@@ -146,6 +147,7 @@ def make_plan(folder: Path, options: Options, environ: Mapping[str, str]) -> Pla
     shared = dict(environ) | {
         "BATCHLINE_MODELS": str(plan.models),
         "BATCHLINE_ADMIN_KEY_FILE": str(folder / "key"),
+        **_data_places(folder, settings),
     }
     secret(folder / "key", prefix="blk_")
     last: list[Part] = []
@@ -159,6 +161,19 @@ def make_plan(folder: Path, options: Options, environ: Mapping[str, str]) -> Pla
             last += parts
     plan.stages.append(last)
     return plan
+
+
+def _data_places(folder: Path, settings: Settings) -> dict[str, str]:
+    """Where uploads are kept and which files batches may use: folders of the stack's own, unless the settings say."""
+    blobs, roots = settings.blobs, settings.data_roots
+    if blobs == Settings.blobs:
+        blobs = f"file://{folder / 'blobs'}"
+    elif blobs.startswith("file://"):
+        blobs = f"file://{Path(blobs.removeprefix('file://')).resolve()}"
+    if not roots:
+        roots = str(folder / "data")
+        (folder / "data").mkdir(exist_ok=True)
+    return {"BATCHLINE_BLOBS": blobs, "BATCHLINE_DATA_ROOTS": roots}
 
 
 def _server_part(server: Server) -> Part:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -187,6 +188,25 @@ def test_status_and_down_of_a_folder_that_never_ran(tmp_path: Path) -> None:
     """Not running is an answer, no error."""
     assert not status(tmp_path / "none").running
     assert not down(tmp_path / "none")
+
+
+def test_batches_have_folders_of_the_stacks_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uploads and file:// lie in the stack's folder unless the settings say; a relative place is that of the caller."""
+    seen: list[dict[str, str]] = []
+    code = "import json, os, sys; json.dump(dict(os.environ), open(sys.argv[1], 'w'))"
+    monkeypatch.chdir(tmp_path)
+    for number, environ in enumerate(({}, {"BATCHLINE_BLOBS": "file://mine", "BATCHLINE_DATA_ROOTS": "/a:/b"})):
+        told = tmp_path / f"environ{number}"
+        process = Process("once", ("-c", code, str(told)), once=True)
+        servers = {"DATABASE_URL": "postgresql://elsewhere/db", "REDIS_URL": "redis://elsewhere"}
+        (tmp_path / "logs").mkdir(exist_ok=True)
+        plan = make_plan(tmp_path, Options(processes=(process,)), dict(os.environ) | servers | environ)
+        assert plan.stages[0][0].spawn().wait(20) == 0
+        seen.append(json.loads(told.read_text()))
+    assert seen[0]["BATCHLINE_BLOBS"] == f"file://{tmp_path}/blobs"
+    assert seen[0]["BATCHLINE_DATA_ROOTS"] == f"{tmp_path}/data"
+    assert (tmp_path / "data").is_dir()
+    assert (seen[1]["BATCHLINE_BLOBS"], seen[1]["BATCHLINE_DATA_ROOTS"]) == (f"file://{tmp_path}/mine", "/a:/b")
 
 
 def test_flower_gets_its_password_by_environment(tmp_path: Path) -> None:
