@@ -123,7 +123,10 @@ def backfill(
     end: Annotated[datetime, typer.Option("--to", help="Fire times before this run.")],
     as_json: Json = False,
 ) -> None:
-    """Run fire times of the past that have not run. Times without a zone are this machine's."""
+    """Run fire times of the past that have not run.
+
+    Times without a zone are this machine's.
+    """
     with open_client() as client:
         done = client.schedules.backfill(_find(client, schedule).id, start.astimezone(), end.astimezone())
     if as_json:
