@@ -102,10 +102,11 @@ def _columns(blocks: Sequence[RowBlock], spec: ModelSpec, encode: Encode | None)
     if encode is not None:
         texts = [text for block in blocks for text in cast("list[str]", block.columns[TEXT])]
         return dict(encode(texts, names))
-    return {name: _join([block.columns[name] for block in blocks]) for name in names}
+    return {name: joined([block.columns[name] for block in blocks]) for name in names}
 
 
-def _join(columns: list[Column]) -> Column:
+def joined(columns: list[Column]) -> Column:
+    """Columns of one tensor, or texts, one behind the other."""
     if len({c.shape[1:] if isinstance(c, np.ndarray) else None for c in columns}) == 1 and isinstance(
         columns[0], np.ndarray
     ):

@@ -60,10 +60,10 @@ class DataSetWork:
             every = np.arange(count) if only is None else only
             faults = {int(row): RowFault("poison", POISON) for row in np.intersect1d(every, poison)}
             only = np.setdiff1d(every, poison, assume_unique=True)
-        mapped = self._mapper.arrays(rows, only=only, where=where)
+        mapped = self._mapper.arrays(rows, only=None if only is None else only.tolist(), where=where)
         faults |= {row: RowFault("invalid_row", why) for row, why in mapped.faults.items()}
         todo = np.arange(count) if mapped.at is None else mapped.at
-        return Stretch(first, count, rows.batch, todo, mapped.columns, faults)
+        return Stretch(first, len(todo) + len(faults), rows.batch, todo, mapped.columns, faults)
 
     def write(self, stretches: Iterator[Stretch]) -> Written:
         part = self._sink.open(self._slice.number, self._job.attempt, self._mapper.schema)
@@ -71,7 +71,7 @@ class DataSetWork:
             rows, failed = 0, list[int]()
             for stretch in stretches:
                 bad = self._put(part, stretch)
-                rows += len(stretch.todo) + len(stretch.faults)
+                rows += stretch.count
                 failed += [stretch.first + row for row in bad]
             return Written(part.stage(), rows, failed)
         except BaseException:

@@ -35,11 +35,12 @@ class RowFault:
 
 @dataclass(slots=True)
 class Stretch:
-    """N rows of a slice as they were read. Rows are numbered from 0 within it."""
+    """Rows of a slice as they were read. Rows are numbered from 0 within it."""
 
     first: int
     """Offset of its first row within the slice."""
     count: int
+    """How many of its rows are done, one way or the other; not those that are passed over."""
     source: object
     """What the writer must know of the rows; its own."""
     todo: Numbers

@@ -10,6 +10,7 @@ import msgspec
 
 from batchline.batch import DataSet
 from batchline.data import open_sink, open_source, places_of
+from batchline.data.blobs import Blobs
 from batchline.data.columns import Mapper
 from batchline.data.contract import SinkContext
 from batchline.errors import InvalidRequestError, SourceError
@@ -18,6 +19,7 @@ from batchline.settings import Settings
 from batchline.store.batch_contract import Results, SliceWork
 from workers.data_set import DataSetWork, Opened
 from workers.models import LoadedModel
+from workers.requests import RequestsWork
 from workers.stretches import Work
 
 _KEPT = 8
@@ -29,6 +31,8 @@ class Works:
 
     def __init__(self, settings: Settings, results: Results) -> None:
         self._places = places_of(settings)
+        self._blobs = Blobs(self._places)
+        self._max_rows = settings.max_rows
         self._results = results
         self._opened: OrderedDict[tuple[uuid.UUID, int], Opened] = OrderedDict()
         self._lock = threading.Lock()
@@ -40,6 +44,8 @@ class Works:
             SourceError, SinkError: it cannot be done as it stands.
             SourceUnavailableError, SinkUnavailableError: it may be tried again.
         """
+        if ask.batch.kind == "requests":
+            return RequestsWork(ask, job, model.spec, self._blobs, max_rows=self._max_rows)
         wanted = msgspec.json.decode(ask.batch.body, type=DataSet)
         context = SinkContext(ask.batch.id, wanted.input.key, job.id)
         sink = open_sink(wanted.output, self._places, context, results=self._results)
