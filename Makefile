@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 COMPOSE ?= docker compose
 .DEFAULT_GOAL := help
-.PHONY: help install demo test up down check lint format types imports bench bench-batches chaos test-compose clean
+.PHONY: help install demo demo-nightly test up down check lint format types imports bench bench-batches chaos test-compose clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -19,6 +19,9 @@ install: $(VENV)/.installed  ## Make .venv and install Batchline with everything
 
 demo: install  ## The whole system on this machine: real models, real rows, results checked; stops by itself
 	@$(BIN)/python examples/demo.py
+
+demo-nightly: install  ## A schedule scores a Postgres table into a table of scores; checked; stops by itself
+	@$(BIN)/python examples/churn.py
 
 test: install  ## Every test but chaos; starts and stops its own Postgres and Valkey
 	@$(BIN)/python -m pytest

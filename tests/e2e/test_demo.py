@@ -1,4 +1,4 @@
-"""`make demo` as a newcomer sees it: right results, exit 0, nothing left; the same when it is interrupted."""
+"""`make demo` and `make demo-nightly` as a newcomer sees them: right results, exit 0, nothing left."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from pathlib import Path
 import psutil
 import pytest
 
-DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 pytestmark = pytest.mark.timeout(300)
 
 
 @contextmanager
-def demo(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def demo(tmp_path: Path, name: str = "demo.py") -> Iterator[subprocess.Popen[str]]:
     """The running demo, all its files under tmp_path; ended with all its children whatever happens."""
     env = os.environ | {"TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        [sys.executable, str(DEMO)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, cwd=tmp_path
-    )
+        [sys.executable, str(EXAMPLES / name)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, cwd=tmp_path,
+    )  # fmt: skip
     try:
         yield process
     finally:
@@ -65,4 +66,16 @@ def test_an_interrupted_demo_cleans_up(tmp_path: Path) -> None:
         rest, _ = process.communicate(timeout=120)
         assert process.returncode == 130, told + rest
         assert "Traceback" not in rest
+        assert (list(tmp_path.iterdir()), remains(tmp_path)) == ([], [])
+
+
+def test_a_table_is_scored_every_night(tmp_path: Path) -> None:
+    """The schedule fires, both nights' scores are right, a changed table is scored anew, nothing is left."""
+    with demo(tmp_path, "churn.py") as process:
+        told, _ = process.communicate(timeout=280)
+        assert process.returncode == 0, told
+        assert len(re.findall(r"^checked +every score equals ONNX Runtime", told, re.MULTILINE)) == 2
+        assert "143 of 143 rows in 3 slices" in told
+        assert "144 of 144 rows in 3 slices" in told
+        assert len(re.findall(r"^history .* submitted batch_\w+ completed$", told, re.MULTILINE)) == 2
         assert (list(tmp_path.iterdir()), remains(tmp_path)) == ([], [])
