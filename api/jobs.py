@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import parse_qsl
 
 from litestar import Request, get, post
 from litestar.handlers import HTTPRouteHandler
@@ -13,15 +12,17 @@ from litestar.handlers import HTTPRouteHandler
 from api import prefer
 from api.admission import idempotency_key
 from api.http import Answer, Call, answer, check_json, headers_of, read_body
+from api.queries import query_of, refused, whole_number
 from api.services import Services
 from api.shapes import as_json, job_body, job_json, list_json
-from batchline.errors import AlreadyEndedError, Fault, InvalidRequestError, NotFoundError, ResultExpiredError
+from batchline.batch import parse_batch_id
+from batchline.errors import AlreadyEndedError, NotFoundError, ResultExpiredError
 from batchline.job import TERMINAL, JobView, Status, parse_id
 from batchline.metrics import SUBMITTED
 
 AnyRequest = Request[Any, Any, Any]
 _NO_JOB = "There is no job with this id."
-_LIST_FIELDS = {"status", "model", "after", "limit"}
+_LIST_FIELDS = {"status", "model", "batch", "after", "limit"}
 
 
 class JobRoutes:
@@ -88,19 +89,23 @@ class JobRoutes:
 
     async def list(self, request: AnyRequest) -> Answer:
         principal = await self._s.keys.check(headers_of(request.scope), "read")
-        query = _query(request.scope["query_string"])
-        limit = _limit(query)
+        query = query_of(request.scope["query_string"], _LIST_FIELDS)
+        limit = whole_number(query, "limit", default=20, least=1, most=100)
         try:
             status = Status(query["status"]) if "status" in query else None
         except ValueError:
-            raise _bad("/status", f"must be one of {', '.join(Status)}") from None
+            raise refused("status", f"must be one of {', '.join(Status)}") from None
         try:
             after = parse_id(query["after"]) if "after" in query else None
         except NotFoundError:
-            raise _bad("/after", "must be the id of a job") from None
+            raise refused("after", "must be the id of a job") from None
+        try:
+            batch = parse_batch_id(query["batch"]) if "batch" in query else None
+        except NotFoundError:
+            raise refused("batch", "must be the id of a batch") from None
         model = query.get("model")
         if model is not None and "\0" in model:
-            raise _bad("/model", "must be the name of a model")
+            raise refused("model", "must be the name of a model")
         views = await self._s.ask(
             lambda: self._s.store.jobs.list(
                 principal.tenant_id,
@@ -108,6 +113,7 @@ class JobRoutes:
                 model=model,
                 after=after,
                 limit=limit + 1,
+                batch=batch,
             ),
         )
         return answer(200, list_json(views[:limit], self._s.eta_s, has_more=len(views) > limit))
@@ -129,25 +135,3 @@ def _for_litestar(handler: Callable[[Call], Awaitable[Answer]]) -> Callable[[Any
         return await handler(Call(request.scope, request.receive, request.path_params))
 
     return handle
-
-
-def _query(raw: bytes) -> dict[str, str]:
-    pairs = parse_qsl(raw.decode("latin-1"), keep_blank_values=True)
-    query = dict(pairs)
-    faults = tuple(Fault(f"/{name}", "is no parameter of this route") for name in query.keys() - _LIST_FIELDS)
-    if len(query) < len(pairs):
-        faults += (Fault("", "names a parameter more than once"),)
-    if faults:
-        raise InvalidRequestError("The query does not fit.", faults=faults)
-    return query
-
-
-def _limit(query: Mapping[str, str]) -> int:
-    text = query.get("limit", "20")
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:10]) <= 100:
-        raise _bad("/limit", "must be a whole number from 1 to 100")
-    return int(text)
-
-
-def _bad(pointer: str, detail: str) -> InvalidRequestError:
-    return InvalidRequestError("The query does not fit.", faults=(Fault(pointer, detail),))

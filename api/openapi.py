@@ -16,7 +16,7 @@ from litestar.response.base import ASGIResponse
 
 from api import examples, examples_data, openai
 from api.http import answer
-from api.openapi_data import DATA_OPERATIONS, DATA_SHAPES, refine
+from api.openapi_data import BATCH_ID, DATA_OPERATIONS, DATA_SHAPES, refine
 from api.openapi_schedules import SCHEDULE_OPERATIONS, SCHEDULE_SHAPES, refine_schedules
 from api.operations import KEY, OBJECT, REF, Json, Operation, content, parameter, ref
 from batchline.job import Status
@@ -35,6 +35,7 @@ _VERSION = parameter("path", "version", {"type": "string", "minLength": 1}, "A v
 _LIST = (
     parameter("query", "status", {"type": "string", "enum": [s.value for s in Status]}, "Only jobs that stand so."),
     parameter("query", "model", {"type": "string", "pattern": "^[^\\x00]*$"}, "Only jobs of this model."),
+    parameter("query", "batch", BATCH_ID, "Only the slices of this batch; without it, none of any."),
     parameter("query", "after", _JOB_ID, "The last id of the page before."),
     parameter("query", "limit", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}, "Jobs on a page."),
 )

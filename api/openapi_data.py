@@ -21,16 +21,16 @@ from batchline.wire import (
 DATA_SHAPES = (BatchBody, BatchList, DataSetBody, FileBody, FileDeleted, FileList, OpenAIErrorBody, RequestsBody)
 
 _TAIL = "[0-9a-v]{25}[048cgkos]$"
-_BATCH_ID = {"type": "string", "pattern": f"^batch_{_TAIL}"}
+BATCH_ID = {"type": "string", "pattern": f"^batch_{_TAIL}"}
 _FILE_ID = {"type": "string", "pattern": f"^file-{_TAIL}"}
-_BATCH = parameter("path", "batch_id", _BATCH_ID, "The id of a batch.", examples.BATCH["id"])
+_BATCH = parameter("path", "batch_id", BATCH_ID, "The id of a batch.", examples.BATCH["id"])
 _FILE = parameter("path", "file_id", _FILE_ID, "The id of a file.", examples.FILE["id"])
 _BYTES: Json = {"type": "string", "contentMediaType": "application/octet-stream"}
 _FORM: Json = {
     "type": "object",
     "required": ["file", "purpose"],
     "properties": {
-        "file": _BYTES | {"minLength": 1},
+        "file": {"contentMediaType": "application/octet-stream"},
         "purpose": {"type": "string", "enum": ["batch"]},
         "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
         "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2_592_000},
@@ -109,7 +109,7 @@ DATA_OPERATIONS = (
     ),
     Operation(
         "get", "/v1/batches", "list_batches", "List batches, newest first",
-        {200: content(ref("BatchList"))}, (400, 503), None, (_after(_BATCH_ID), _limit(100, 20)), "read",
+        {200: content(ref("BatchList"))}, (400, 503), None, (_after(BATCH_ID), _limit(100, 20)), "read",
     ),
     Operation(
         "get", "/v1/batches/{batch_id}", "get_batch", "Read a batch",

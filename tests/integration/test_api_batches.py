@@ -318,6 +318,23 @@ def test_scopes(api: Running) -> None:
     assert api.call("GET", f"/v1/batches/{batch_id}", SUBMITTER).status_code == 403
 
 
+def test_the_slices_of_a_batch_are_listed_on_request(api: Running) -> None:
+    """With `batch` its jobs, without it none of them; another tenant sees nothing."""
+    batch_id = create(api).json()["id"]
+    plan(api, batch_id, [3, 2])
+    jobs = api.call("GET", "/v1/jobs", params={"batch": batch_id}).json()["data"]
+    assert [(job["rows"], job["status"], job["model"]) for job in jobs] == [
+        (2, "queued", "digits"),
+        (3, "queued", "digits"),
+    ]
+    ids = {job["id"] for job in jobs}
+    assert not ids & {job["id"] for job in api.call("GET", "/v1/jobs").json()["data"]}
+    assert api.call("GET", "/v1/jobs", BOB, params={"batch": batch_id}).json()["data"] == []
+    odd = api.call("GET", "/v1/jobs", params={"batch": "batch_nix"})
+    assert (odd.status_code, odd.json()["errors"][0]["pointer"]) == (422, "/batch")
+    move(api, batch_id, "cancel")
+
+
 def test_slices_are_no_online_backlog(database_url: str, redis_url: str) -> None:
     """A tenant whose batches wait may submit as many jobs as ever; operators see the slices."""
     limits = {"max_queued_rows_tenant": 100, "max_queued_rows": 100}
