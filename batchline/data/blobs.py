@@ -17,7 +17,7 @@ from batchline.data.contract import Places
 from batchline.data.places import BLOB, Folder, OpenFile, Root, Upload, blob_place, blob_root
 from batchline.errors import SourceError, TooLargeError
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 4 << 20
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
 
