@@ -20,6 +20,7 @@ from benchmarks import (
     rows256,
     rss,
     scaling,
+    schedules,
     snapshot,
     store,
     throughput,
@@ -43,6 +44,7 @@ BATCHES = {
     "batch_sql": batch_sql,
     "batch_workers": batch_workers,
     "batch_rss": batch_rss,
+    "schedules": schedules,
 }
 BENCHMARKS = JOBS | BATCHES
 GROUPS = {"jobs": list(JOBS), "batches": list(BATCHES)}

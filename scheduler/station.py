@@ -22,7 +22,7 @@ from batchline.store import Store
 log = logging.getLogger("scheduler.station")
 
 LEASE_S = 30.0
-IDLE_S = 0.3
+IDLE_S = 0.5
 """How often an idle station asks for work."""
 _TROUBLE_S = 2.0
 _CLOSING_S = 0.02
