@@ -21,6 +21,8 @@ from object_store import FaultProxy, ObjectStore, object_store
 from batchline.batch import Input
 from batchline.data import open_source, s3_client, s3_place, text_blocks
 from batchline.data.contract import Places, Rows, Source
+from batchline.data.local_place import open_below
+from batchline.data.places import place_of
 from batchline.errors import SourceError, SourceUnavailableError
 
 ROWS = 5000
@@ -221,6 +223,19 @@ def test_a_file_that_changes_while_it_is_read_is_told(here: Here, ending: str) -
         assert got.column("id").to_pylist() == list(range(100, ROWS))
 
 
+def test_an_open_file_is_one_version(here: Here) -> None:
+    """Reads after a replacement give the old bytes or an error, and `verify` tells; never a mixture."""
+    here.put("a.csv", b"a" * 1000)
+    file = place_of(f"{here.root}/a.csv", here.places).open(f"{here.root}/a.csv")
+    assert file.read_at(0, 10) == b"a" * 10
+    here.remove("a.csv")
+    here.put("a.csv", b"b" * 1000)
+    with pytest.raises(SourceError, match="has changed"):
+        assert file.read_at(500, 10) == b"a" * 10
+        file.verify()
+    file.close()
+
+
 def test_a_truncated_parquet_file_is_told(here: Here) -> None:
     """Half a file: SourceError naming it, without pyarrow's own words."""
     data = encoded(table(), "parquet")
@@ -385,6 +400,16 @@ class TestBounds:
         for pattern in ("*.csv", "up/*.csv", "../*.csv"):
             with pytest.raises(SourceError):
                 local.source(pattern).schema()
+
+    @pytest.mark.parametrize("parts", [["link.csv"], ["up", "secret.csv"]])
+    def test_a_link_put_in_between_is_not_followed(self, tmp_path: Path, parts: list[str]) -> None:
+        """A path is resolved first; what is a link by the time it is opened came later, and is refused."""
+        (tmp_path / "secret.csv").write_bytes(b"a\n1\n")
+        (tmp_path / "root").mkdir()
+        (tmp_path / "root" / "link.csv").symlink_to(tmp_path / "secret.csv")
+        (tmp_path / "root" / "up").symlink_to(tmp_path)
+        with pytest.raises(OSError, match=r"symbolic links|Not a directory"):
+            open_below(str(tmp_path / "root"), parts, os.O_RDONLY)
 
     def test_links_that_stay_within_are_followed(self, local: Here, tmp_path: Path) -> None:
         """`current -> 2026-11-22` is how folders are versioned."""
