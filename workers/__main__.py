@@ -24,7 +24,7 @@ from workers.predict import Device, Predictor, Sizes
 from workers.runtimes.onnx_runtime import opener
 from workers.slices import SliceRunner
 from workers.turns import Turns
-from workers.works import Works
+from workers.works import Works, warm
 
 log = logging.getLogger("workers")
 
@@ -109,6 +109,7 @@ def main() -> int:
 def _prepare(config: Settings, store: Store, models: Models, engine: Engine) -> None:
     """Register newcomers and load what there is, so that ready means loaded; then keep looking for newcomers."""
     newcomers = Newcomers(config.models, store.catalogue)
+    warm()
     try:
         newcomers.look()
         models.preload(config.pool)

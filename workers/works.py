@@ -7,6 +7,8 @@ import uuid
 from collections import OrderedDict
 
 import msgspec
+import numpy as np
+import pyarrow as pa
 
 from batchline.batch import DataSet
 from batchline.data import open_sink, open_source, places_of
@@ -24,6 +26,11 @@ from workers.stretches import Work
 
 _KEPT = 8
 """Batches whose source and columns are known still when their next slice comes."""
+
+
+def warm() -> None:
+    """Have pyarrow look for pandas now: importing it in the first slice would hold up online work for a second."""
+    pa.array(np.zeros(1))
 
 
 class Works:
