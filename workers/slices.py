@@ -21,7 +21,15 @@ from typing import Any, Self
 import orjson
 
 from batchline import failpoints
-from batchline.errors import BatchlineError, OutOfMemoryError, SinkError, SourceError, StoreUnavailableError
+from batchline.errors import (
+    BatchlineError,
+    OutOfMemoryError,
+    SinkError,
+    SinkUnavailableError,
+    SourceError,
+    SourceUnavailableError,
+    StoreUnavailableError,
+)
 from batchline.job import ClaimedJob
 from batchline.metrics import FINISHED, ROW_ERRORS, STAGE_SECONDS, STALE
 from batchline.retry import backoff_s
@@ -43,6 +51,9 @@ _PROGRESS_S = 1.0
 _LOOK_S = 0.1
 """So often is looked whether the worker drains."""
 _STAGE = {s: STAGE_SECONDS.labels(f"slice_{s}") for s in ("read", "predict", "write")}
+
+_PLACE_FAILURES = 10
+"""A bucket or database that does not answer is waited for some ten minutes before it fails a slice, and its batch."""
 
 OpenWork = Callable[[SliceWork, ClaimedJob, LoadedModel], Work]
 
@@ -328,7 +339,11 @@ class SliceRunner:
 
     def _failed(self, run: _Run, error: Exception) -> dict[str, Any]:
         """Faults of the data or of its place are final; what may pass is tried again while the budget lasts."""
-        final = isinstance(error, SourceError | SinkError)
+        budget = self._settings.max_failures
+        if isinstance(error, SourceError | SinkError):
+            budget = 1
+        elif isinstance(error, SourceUnavailableError | SinkUnavailableError):
+            budget = max(budget, _PLACE_FAILURES)
         if isinstance(error, BatchlineError):
             code, message = error.code, error.detail
             log.warning("slice failed", extra={"job_id": str(run.job.id), "code": code, "error": message})
@@ -336,5 +351,5 @@ class SliceRunner:
             code, message = "internal", f"The worker could not run this slice ({type(error).__name__})."
             log.error("slice failed", exc_info=error, extra={"job_id": str(run.job.id)})
         failure = Failure(run.job.id, run.job.attempt, code, message, backoff_s(run.job.failures + 1))
-        self._claims.retry(run.worker_id, [failure], max_failures=1 if final else self._settings.max_failures)
+        self._claims.retry(run.worker_id, [failure], max_failures=budget)
         return {"error": code}

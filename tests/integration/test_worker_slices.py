@@ -283,3 +283,53 @@ def test_online_work_goes_on_while_a_slice_runs(rig: Rig, tmp_path: Path) -> Non
     thread.join(60)
     assert batch.counts().succeeded == 5000
     assert ("cpu", Lane.BULK) in rig.nudges.sent
+
+
+def test_the_next_slice_begins_while_the_last_is_finished(rig: Rig, batch: Batch, monkeypatch: Any) -> None:
+    """Whoever predicts the last row gives up the bulk turn and nudges; the finish needs no device."""
+    batch.plan(800, 400)
+    inside, go_on = threading.Event(), threading.Event()
+    finish = rig.store.slices.finish
+
+    def slow_finish(worker_id: Any, done: Any) -> bool:
+        if not inside.is_set():
+            inside.set()
+            assert go_on.wait(20)
+        return finish(worker_id, done)
+
+    monkeypatch.setattr(type(rig.store.slices), "finish", lambda self, *args: slow_finish(*args))
+    thread = threading.Thread(target=rig.engine.run, args=(Lane.BULK,))
+    thread.start()
+    assert inside.wait(20)
+    assert rig.nudges.sent.count(("cpu", Lane.BULK)) >= 2
+    second = threading.Thread(target=rig.engine.run, args=(Lane.BULK,))
+    second.start()
+    deadline = time.monotonic() + 20
+    while len(rig.turns.held()) < 2:
+        assert time.monotonic() < deadline
+    go_on.set()
+    thread.join(20)
+    second.join(20)
+    assert batch.counts().succeeded == 800
+
+
+def test_a_sink_that_does_not_answer_is_tried_again_later(rig: Rig, batch: Batch, monkeypatch: Any) -> None:
+    """Charged once and queued behind a wait; the second attempt writes every row, once."""
+    from batchline.data.lines import LinesPart
+    from batchline.errors import SinkUnavailableError
+
+    def away(self: Any) -> Any:
+        raise SinkUnavailableError("Postgres takes no results now.")
+
+    batch.plan(100, 100, output=Output())
+    with monkeypatch.context() as patch:
+        patch.setattr(LinesPart, "stage", away)
+        assert [s.get("error") for s in run_all(rig)] == ["sink_unavailable"]
+    assert batch.counts().queued == 100
+    deadline = time.monotonic() + 20
+    while not rig.store.chores.release():
+        assert time.monotonic() < deadline
+    run_all(rig)
+    assert batch.counts().succeeded == 100
+    read = b"".join(rig.store.results.read(batch.id, after=-1, limit=1000))
+    assert [json.loads(line)["row"] for line in read.splitlines()] == list(range(100))
