@@ -12,9 +12,12 @@ import math
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 
+from autoscaler.guards import guard
 from autoscaler.observe import observe
-from autoscaler.policy import Decision, Limits, Signals, decide
+from autoscaler.policies import QueueRule
+from autoscaler.signals import Decision, Facts, Limits, Signals, Spent
 from batchline import logs, settings
 from batchline.clock import SystemClock
 from batchline.errors import BatchlineError
@@ -22,6 +25,8 @@ from batchline.store import Store, migrations, open_store
 
 log = logging.getLogger("autoscaler")
 EVERY_S = 5.0
+LIMITS = Limits(min_workers=1)
+POLICY = QueueRule()
 
 
 def main(arguments: list[str]) -> int:
@@ -37,10 +42,16 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _decide(history: Sequence[Signals]) -> Decision:
+    seen = history[-1]
+    wanted = POLICY.decide(history, Facts(), seen.at)
+    return guard(wanted, seen, LIMITS, Facts(), Spent())
+
+
 def _facts(pool: str, seen: Signals, decision: Decision) -> dict[str, object]:
     return {
         "pool": pool,
-        "queued_rows": seen.queued_rows,
+        "queued_rows": round(seen.queued_rows),
         "oldest_age_s": round(seen.oldest_age_s, 1),
         "workers": seen.workers,
         "desired": decision.desired,
@@ -49,7 +60,8 @@ def _facts(pool: str, seen: Signals, decision: Decision) -> dict[str, object]:
 
 
 def _status(store: Store, *, as_json: bool) -> str:
-    found = [_facts(pool, seen, decide(seen, Limits(), [], 0.0)) for pool, seen in observe(store).items()]
+    seen = observe(store, SystemClock().now().timestamp())
+    found = [_facts(pool, look, _decide([look])) for pool, look in seen.items()]
     if as_json:
         return json.dumps({"pools": found})
     lines = [
@@ -64,17 +76,15 @@ def _advise(store: Store) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
-    clock, limits = SystemClock(), Limits()
-    wanted: dict[str, collections.deque[tuple[float, int]]] = collections.defaultdict(
-        lambda: collections.deque(maxlen=1000)
-    )
+    clock = SystemClock()
+    histories: dict[str, list[Signals]] = collections.defaultdict(list)
     while not stop.is_set():
         try:
-            for pool, seen in observe(store).items():
-                now = clock.monotonic()
-                decision = decide(seen, limits, wanted[pool], now)
-                wanted[pool].append((now, math.ceil(seen.queued_rows / limits.rows_per_worker)))
-                log.info("advice", extra=_facts(pool, seen, decision))
+            for pool, seen in observe(store, clock.now().timestamp()).items():
+                history = histories[pool]
+                history.append(seen)
+                log.info("advice", extra=_facts(pool, seen, _decide(history)))
+                del history[: -math.ceil(POLICY.remembers_s / EVERY_S) - 1]
         except BatchlineError as e:
             log.warning("cannot observe", extra={"error": e.detail})
         stop.wait(EVERY_S)

@@ -16,8 +16,8 @@ def test_signals_are_queued_rows_and_live_workers_by_pool(store):
     store.jobs.submit([new_job(model, rows=3), new_job(model, rows=4, tenant_id=2)])
     a_worker(store)
     store.workers.drain(a_worker(store))
-    seen = observe(store)["cpu"]
-    assert (seen.queued_rows, seen.workers) == (7, 1)
+    seen = observe(store, 1.0)["cpu"]
+    assert (seen.queued_rows, seen.bulk_rows, seen.workers, seen.draining) == (7, 0, 1, 1)
 
 
 def test_status_tells_it_once(store, database_url):

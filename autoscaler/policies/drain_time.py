@@ -1,0 +1,132 @@
+"""Ours: the fewest workers that finish every row in time, and none that would idle.
+
+Two questions are asked at each look, of a fluid queue: cumulative rows due against cumulative rows that can be served.
+
+Too late? Every online row is due `aim` after it arrived, every batch a margin before its deadline. With n live workers
+of m rows/s, pending ones that come at s_j, and Q(h) rows due within h from now (backlog and forecast arrivals),
+
+    extra = max over h of (Q(h) - m (n h + sum_j (h - s_j)+)) / (m (h - start)),     h > start
+
+workers launched now, which serve from `start` on, are the fewest that make every row on time.
+
+Idle? n workers serve m n L within L, the break-even time: keeping an idle worker that long costs what a new one costs
+before it serves. If backlog and arrivals within L are less than that, the workers in excess would idle; they are given
+up, as many as are not needed for any Q(h).
+
+Between "too late" and "idle" nothing is changed: the target wait itself is the hysteresis. Nothing is given up within a
+break-even time of the last launch, so that within any such time direction changes at most twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from autoscaler.policies import forecast
+from autoscaler.signals import Decision, Facts, Signals
+
+_EPSILON = 1e-6
+_Due = tuple[float, float, str]
+
+
+@dataclass(frozen=True, slots=True)
+class DrainTime:
+    """Rows wait at most `target_wait_s`, at p95; deadlines are met; worker-hours are as few as that allows."""
+
+    target_wait_s: float = 120.0
+    aim: float = 0.8
+    """The share of the target that is planned for; the rest is for what no forecast knows."""
+    fast_s: float = 30.0
+    """Arrivals are averaged over this to notice a change."""
+    slow_s: float = 300.0
+    """And over this where no change is noticed."""
+    catch_up_s: float = 20.0
+    """What is late before a new worker could serve is done within this time after it does."""
+    name: str = "drain_time"
+
+    @property
+    def remembers_s(self) -> float:
+        return max(10 * self.target_wait_s, 2 * self.slow_s, 900.0)
+
+    def decide(self, history: Sequence[Signals], facts: Facts, now: float) -> Decision:
+        seen = history[-1]
+        m = forecast.service_rate(history)
+        if m <= 0:
+            return self._unmeasured(seen)
+        pool = _Pool(m, seen.workers, forecast.pending(history, facts, now), facts)
+        due = self._due(history, facts, now)
+        extra, why = self._extra(due, pool)
+        if extra > 0:
+            return Decision(seen.total + extra, why)
+        return self._fewer(history, now, due, pool)
+
+    @staticmethod
+    def _unmeasured(seen: Signals) -> Decision:
+        if seen.queued_rows + seen.running_rows <= 0:
+            return Decision(0, "nothing to do")
+        return Decision(max(1, seen.total), "nothing is measured yet: one worker shows how fast it is")
+
+    def _due(self, history: Sequence[Signals], facts: Facts, now: float) -> list[_Due]:
+        """Q(h): (seconds from now, all rows due until then, what they are), by h within online and within bulk work."""
+        aim = self.aim * self.target_wait_s
+        soon, later = forecast.rate(history, now, self.fast_s), forecast.rate(history, now, self.slow_s)
+        found, rows = list[_Due](), 0.0
+        for age, n in forecast.backlog(history, now):
+            rows += n
+            found.append((aim - age, rows, "queued rows"))
+        horizon = aim + facts.start_s + self.catch_up_s
+        for k in range(1, 9):
+            h = k * horizon / 8
+            found.append((aim + h, rows + soon * h, "arriving rows"))
+        online = history[-1].online_rows
+        margin = facts.start_s + self.target_wait_s
+        for demand in history[-1].demands:
+            h = max(demand.due_s - margin, 0.75 * demand.due_s)
+            found.append((h, online + later * h + demand.rows, f"rows due in {demand.due_s:.0f} s"))
+        return found
+
+    def _extra(self, due: list[_Due], pool: _Pool) -> tuple[int, str]:
+        """The fewest workers to launch now that make everything on time, and what asks for them."""
+        most, why = 0.0, ""
+        for due_s, rows, what in due:
+            h = max(due_s, pool.facts.start_s + self.catch_up_s)
+            served = pool.rows_per_s * (pool.workers * h + pool.by_pending(h))
+            extra = (rows - served) / (pool.rows_per_s * (h - pool.facts.start_s))
+            if extra > most:
+                most, why = extra, f"{rows:.0f} {what}, {served:.0f} can be served within {h:.0f} s"
+        return math.ceil(most - _EPSILON), why
+
+    def _fewer(self, history: Sequence[Signals], now: float, due: list[_Due], pool: _Pool) -> Decision:
+        """Give up the workers that would idle, if there are any."""
+        seen = history[-1]
+        span = max(pool.facts.start_s, pool.facts.billing_s)
+        work = seen.queued_rows + seen.running_rows + forecast.rate(history, now, span) * span
+        busy = pool.needed(span, work)
+        if busy >= seen.workers:
+            return Decision(seen.total, "all are busy and everything is on time")
+        if (since := forecast.since_rise(history, now)) < span:
+            return Decision(seen.total, f"nothing is given up {since:.0f} s after a launch, {span:.0f} s must pass")
+        keep = min(seen.workers, max(busy, max((pool.needed(h, rows) for h, rows, _ in due), default=0)))
+        if keep == seen.workers:
+            return Decision(seen.total, "everything is on time, barely")
+        return Decision(keep + seen.pending, f"{work:.0f} rows within {span:.0f} s keep {keep} workers busy")
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """What serves: live workers, and pending ones as (seconds until they serve, workers)."""
+
+    rows_per_s: float
+    workers: int
+    coming: list[tuple[float, int]]
+    facts: Facts
+
+    def by_pending(self, h: float) -> float:
+        """Worker-seconds that pending workers serve within h."""
+        return sum(n * max(0.0, h - s) for s, n in self.coming)
+
+    def needed(self, h: float, rows: float) -> int:
+        """Live workers that serve these rows within h."""
+        h = max(h, 1.0)
+        return max(0, math.ceil((rows / self.rows_per_s - self.by_pending(h)) / h - _EPSILON))

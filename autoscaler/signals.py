@@ -1,0 +1,99 @@
+"""What is seen of a pool, and what is decided from it: values that policies, guards and simulator share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """Work with a deadline: `rows` of the bulk lane, those of earlier demands included, are due within `due_s`."""
+
+    due_s: float
+    rows: float
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """One look at one pool. Rows, since jobs differ in size; rates per second.
+
+    Attributes:
+        at: epoch seconds.
+        queued_rows: waiting, both lanes.
+        bulk_rows: those of them in the bulk lane.
+        running_rows: claimed and not finished, both lanes.
+        oldest_age_s: of the first queued online job.
+        arrived_rows: rows of the online lane that have arrived since some moment; only grows.
+        done_rows: rows of both lanes that have been finished since some moment; only grows.
+        workers: live and not draining: what counts as capacity.
+        pending: launched and not yet registered.
+        draining: live, taking nothing new.
+        rows_per_s: measured rows/s of one busy worker; 0 when nothing has been measured yet.
+        demands: work with deadlines, earliest first.
+    """
+
+    at: float
+    queued_rows: float = 0.0
+    bulk_rows: float = 0.0
+    running_rows: float = 0.0
+    oldest_age_s: float = 0.0
+    arrived_rows: float = 0.0
+    done_rows: float = 0.0
+    workers: int = 0
+    pending: int = 0
+    draining: int = 0
+    rows_per_s: float = 0.0
+    demands: tuple[Demand, ...] = ()
+
+    @property
+    def online_rows(self) -> float:
+        """Waiting in the online lane."""
+        return max(0.0, self.queued_rows - self.bulk_rows)
+
+    @property
+    def total(self) -> int:
+        """Workers that are or will be there: live and pending."""
+        return self.workers + self.pending
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the operator allows, whatever a policy wants; `guards.check` refuses what contradicts itself."""
+
+    min_workers: int = 0
+    max_workers: int = 8
+    max_launches_per_hour: int | None = None
+    budget_per_day: float | None = None
+    """In the currency of the prices, by UTC days."""
+    floors: tuple[tuple[int, int, int], ...] = ()
+    """(from hour, to hour, workers) by UTC: at least so many workers at these hours; 22 to 6 goes past midnight."""
+    enabled: bool = True
+    """The kill switch: off, nothing is launched or stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a policy may know of the pool beside its signals."""
+
+    start_s: float = 30.0
+    """Measured time from launch to the first claim."""
+    billing_s: float = 60.0
+    """A launched worker costs at least this long."""
+    price_per_hour: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What the ledger knows of a pool's past, as far as limits ask for it."""
+
+    launches_last_hour: int = 0
+    today: float = 0.0
+    """Cost since midnight UTC, in the currency of the prices."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How many workers are wanted, pending ones included, and why."""
+
+    desired: int
+    reason: str

@@ -1,0 +1,1 @@
+"""Simulation: the very policies and guards over a trace of arrivals, in minutes instead of days."""
