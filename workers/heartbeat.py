@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from batchline.errors import StoreUnavailableError
+from batchline.job import Lane
 from batchline.settings import Settings
 from batchline.store.contract import Workers
 
@@ -55,7 +56,7 @@ class Heart:
         settings: Settings,
         *,
         loaded: Callable[[], str],
-        done: Callable[[], tuple[int, float]],
+        done: Callable[[Lane], tuple[int, float]],
     ) -> None:
         """Nothing happens before `start`.
 
@@ -63,13 +64,13 @@ class Heart:
             workers: on a connection that nobody else uses.
             settings: of the process.
             loaded: the refs of the loaded models.
-            done: rows predicted and busy seconds since the process began.
+            done: rows of a lane predicted and its busy seconds since the process began.
         """
         self._workers = workers
         self._settings = settings
         self._loaded = loaded
         self._done = done
-        self._rate = Rate()
+        self._rates = {lane: Rate() for lane in Lane}
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self.worker_id = uuid.uuid4()
@@ -106,13 +107,17 @@ class Heart:
 
     def _run(self) -> None:
         wait_s = self._settings.heartbeat_s
-        before, (rows, busy_s) = time.monotonic(), self._done()
+        before, counted = time.monotonic(), {lane: self._done(lane) for lane in Lane}
         while not self._closed.wait(wait_s):
-            now, (rows_now, busy_now) = time.monotonic(), self._done()
-            rate = self._rate.add(rows_now - rows, busy_now - busy_s, now - before)
-            before, rows, busy_s = now, rows_now, busy_now
+            now = time.monotonic()
+            rates: dict[Lane, float] = {}
+            for lane, (rows, busy_s) in counted.items():
+                rows_now, busy_now = counted[lane] = self._done(lane)
+                rates[lane] = self._rates[lane].add(rows_now - rows, busy_now - busy_s, now - before)
+            before = now
             try:
-                self._beat(rate)
+                # What jobs wait for is the online rate: slices, a hundred times as fast, must not brighten it.
+                self._beat(rates[Lane.ONLINE] or rates[Lane.BULK])
                 wait_s = self._settings.heartbeat_s
             except StoreUnavailableError as e:
                 log.warning("heartbeat failed", extra={"error": e.detail})

@@ -30,7 +30,7 @@ from batchline.errors import (
     SourceUnavailableError,
     StoreUnavailableError,
 )
-from batchline.job import ClaimedJob
+from batchline.job import ClaimedJob, Lane
 from batchline.metrics import FINISHED, ROW_ERRORS, STAGE_SECONDS, STALE
 from batchline.retry import backoff_s
 from batchline.settings import Settings
@@ -273,7 +273,7 @@ class SliceRunner:
         run.spent.wait += done.wait_s
         if done.no_room and run.job.failures + 1 < self._settings.max_failures:
             raise OutOfMemoryError("The device had no room for a row of this slice.")
-        self._turns.count(len(stretch.todo))
+        self._turns.count(len(stretch.todo), Lane.BULK)
 
     def _progress(self, run: _Run) -> bool:
         return self._slices.progress(run.worker_id, run.job, run.rows_done)

@@ -37,6 +37,30 @@ class Slot:
             self._lock.release()
 
 
+class _Tally:
+    """Rows of one lane, and the time in which some of its jobs were in hand."""
+
+    def __init__(self) -> None:
+        self.jobs = 0
+        self.rows = 0
+        self._busy_since = 0.0
+        self._busy_s = 0.0
+
+    def hold(self, jobs: int) -> None:
+        if not self.jobs:
+            self._busy_since = time.monotonic()
+        self.jobs += jobs
+
+    def let_go(self, jobs: int) -> None:
+        self.jobs -= jobs
+        if not self.jobs:
+            self._busy_s += time.monotonic() - self._busy_since
+
+    @property
+    def busy_s(self) -> float:
+        return self._busy_s + (time.monotonic() - self._busy_since if self.jobs else 0.0)
+
+
 class Turns:
     """The slot, and the jobs in hand: claimed and not yet written.
 
@@ -51,9 +75,7 @@ class Turns:
         self._slices: set[uuid.UUID] = set()
         self._steps = 0
         self._alone = False
-        self._busy_since = 0.0
-        self._busy_s = 0.0
-        self._rows = 0
+        self._tallies = {lane: _Tally() for lane in Lane}
 
     def slot(self) -> Slot:
         return Slot(self._lock)
@@ -63,8 +85,7 @@ class Turns:
         """The jobs are in hand until the end of the block."""
         ids = [job.id for job in jobs]
         with self._change:
-            if not self._held:
-                self._busy_since = time.monotonic()
+            self._tallies[lane].hold(len(ids))
             self._held.update(ids)
             if lane is Lane.BULK:
                 self._slices.update(ids)
@@ -74,8 +95,7 @@ class Turns:
             with self._change:
                 self._held.difference_update(ids)
                 self._slices.difference_update(ids)
-                if not self._held:
-                    self._busy_s += time.monotonic() - self._busy_since
+                self._tallies[lane].let_go(len(ids))
                 self._change.notify_all()
 
     def held(self) -> list[uuid.UUID]:
@@ -121,15 +141,15 @@ class Turns:
                 return False
         return True
 
-    def count(self, rows: int) -> None:
+    def count(self, rows: int, lane: Lane = Lane.ONLINE) -> None:
         """Note rows that have been predicted and written."""
         with self._change:
-            self._rows += rows
+            self._tallies[lane].rows += rows
 
-    def done(self) -> tuple[int, float]:
-        """Rows counted, and for how many seconds something was in hand, since the process began."""
+    def done(self, lane: Lane) -> tuple[int, float]:
+        """Rows of a lane counted, and for how many seconds some of its jobs were in hand, since the process began."""
         with self._change:
-            return self._rows, self._busy_s + (time.monotonic() - self._busy_since if self._held else 0.0)
+            return self._tallies[lane].rows, self._tallies[lane].busy_s
 
     def wait_empty(self, timeout_s: float | None = None) -> bool:
         """Wait until nothing is in hand; False when the time is up."""

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from batchline.job import ClaimedJob, Status
+from batchline.job import ClaimedJob, Lane, Status
 from batchline.store.contract import Head
 from workers.claiming import preferred
 from workers.finishing import encode
@@ -104,7 +104,7 @@ def test_who_holds_the_slot_and_finds_the_hands_empty_is_alone() -> None:
         go_on.set()
         assert turns.wait_empty(10)
     thread.join(10)
-    assert turns.done()[1] > 0
+    assert turns.done(Lane.ONLINE)[1] > 0
 
 
 def test_the_rate_is_rows_per_busy_second_and_outlives_idleness() -> None:
@@ -114,3 +114,14 @@ def test_the_rate_is_rows_per_busy_second_and_outlives_idleness() -> None:
     assert rate.add(100, 0.5, 10.0) == pytest.approx(200)
     assert rate.add(0, 0.0, 600.0) == pytest.approx(200)
     assert rate.add(1000, 1.0, 10.0) == pytest.approx(1000, rel=0.01)
+
+
+def test_rows_and_busy_time_are_told_by_lane():
+    """A slice that is in hand makes online work neither busier nor faster."""
+    turns = Turns()
+    with turns.hold([a_job()], Lane.BULK):
+        turns.count(1000, Lane.BULK)
+    assert turns.done(Lane.ONLINE) == (0, 0.0)
+    rows, busy_s = turns.done(Lane.BULK)
+    assert rows == 1000
+    assert busy_s > 0
