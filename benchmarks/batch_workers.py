@@ -8,14 +8,16 @@ import functools
 from benchmarks.batch_parquet import parquet_to_parquet
 from benchmarks.harness import Bench, Goal, Report, durability, interleave
 from benchmarks.product import product
+from benchmarks.table import prepare
 
-SUMMARY = "Parquet -> net -> Parquet, two worker processes against one: rows/s"
+SUMMARY = "Parquet -> larger net -> Parquet, two worker processes against one: rows/s"
+HIDDEN = (512, 512)
 
 
 def run(bench: Bench) -> Report | None:
     if bench.peer_only:
         return None
-    table, out = bench.table(), bench.folder / "out"
+    table, out = prepare(bench.folder / "table-dear", bench.rows, HIDDEN), bench.folder / "out"
     out.mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:
         sides, facts = {}, dict[str, object]()

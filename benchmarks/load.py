@@ -63,6 +63,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     rows_per_s: float
     p50_ms: float
     p90_ms: float
+    p95_ms: float
     p99_ms: float
     requests_per_job: float
     client_cpu_ms_per_job: float
@@ -202,7 +203,7 @@ def _outcome(load: Load, tally: Tally, cpu_s: float) -> Outcome:
     done = len(tally.latencies_s)
     if not done:
         raise BenchmarkError(f"no job of {load.side} ended within {load.measured_s} s")
-    p50, p90, p99 = (float(v) for v in np.percentile(np.array(tally.latencies_s) * 1e3, [50, 90, 99]))
+    p50, p90, p95, p99 = (float(v) for v in np.percentile(np.array(tally.latencies_s) * 1e3, [50, 90, 95, 99]))
     stages = {k for t in tally.timings for k, v in t.items() if isinstance(v, int | float)}
     return Outcome(
         jobs=done,
@@ -210,6 +211,7 @@ def _outcome(load: Load, tally: Tally, cpu_s: float) -> Outcome:
         rows_per_s=done * load.rows / load.measured_s,
         p50_ms=p50,
         p90_ms=p90,
+        p95_ms=p95,
         p99_ms=p99,
         requests_per_job=tally.requests / done,
         client_cpu_ms_per_job=cpu_s * 1e3 / done,

@@ -27,19 +27,22 @@ class Table:
     count: int
 
 
-def prepare(folder: Path, count: int) -> Table:
+def prepare(folder: Path, count: int, hidden: tuple[int, ...] = (64,)) -> Table:
     """Make both in a folder unless they are there; the same bytes on every run.
 
-    The net is as large as the digits benchmark's: one hidden layer of 64.
+    Args:
+        folder: where to.
+        count: rows.
+        hidden: layers of the net; one of 64 is as large as the digits benchmark's.
     """
     folder.mkdir(parents=True, exist_ok=True)
     made = Table(folder / "rows.parquet", folder / "net.onnx", count)
     if not made.rows.exists():
-        _write(made.rows, _train(made.model), count)
+        _write(made.rows, _train(made.model, hidden), count)
     return made
 
 
-def _train(path: Path) -> np.ndarray:
+def _train(path: Path, hidden: tuple[int, ...]) -> np.ndarray:
     from skl2onnx import to_onnx
     from skl2onnx.common.data_types import FloatTensorType
     from sklearn.datasets import load_breast_cancer
@@ -48,7 +51,7 @@ def _train(path: Path) -> np.ndarray:
     from sklearn.preprocessing import StandardScaler
 
     x, y = load_breast_cancer(return_X_y=True)
-    net = make_pipeline(StandardScaler(), MLPClassifier((64,), max_iter=300, random_state=7)).fit(x, y)
+    net = make_pipeline(StandardScaler(), MLPClassifier(hidden, max_iter=300, random_state=7)).fit(x, y)
     model = to_onnx(
         net, initial_types=[("features", FloatTensorType([None, COLUMNS]))], options={"zipmap": False},
         target_opset={"": 17, "ai.onnx.ml": 3}, name="breast_cancer",

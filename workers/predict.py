@@ -47,6 +47,8 @@ class Predicted:
     refused: int = 0
     """Rows of the largest pass that raised."""
     predict_s: float = 0.0
+    pass_s: list[float] = field(default_factory=list[float])
+    """How long each of `passes` held the device."""
     wait_s: float = 0.0
     """Time spent waiting for the device."""
 
@@ -218,10 +220,12 @@ class Predictor:
             log.info("row refused", extra={"model": model.spec.ref, "error": str(e)[:_MESSAGE_CHARS]})
         else:
             MICRO_BATCH_ROWS.labels(model.spec.ref).observe(count)
+            spent_s = time.monotonic() - at
             done.passes.append((batch.rows, outputs))
+            done.pass_s.append(spent_s)
             if pace:
                 size = sum(a.nbytes for arrays in (batch.inputs, outputs) for a in arrays.values())
-                pace.note(model, count, time.monotonic() - at, size)
+                pace.note(model, count, spent_s, size)
         return []
 
 

@@ -11,6 +11,7 @@ Another thread tells Postgres once a second how far it is, and hears so when the
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 import uuid
@@ -70,6 +71,7 @@ class _Spent:
     predict: float = 0.0
     wait: float = 0.0
     write: float = 0.0
+    passes: list[float] = field(default_factory=list[float])
 
 
 @dataclass(slots=True)
@@ -271,6 +273,7 @@ class SliceRunner:
         done = stretch.predicted
         run.spent.predict += done.predict_s
         run.spent.wait += done.wait_s
+        run.spent.passes += done.pass_s
         if done.no_room and run.job.failures + 1 < self._settings.max_failures:
             raise OutOfMemoryError("The device had no room for a row of this slice.")
         self._turns.count(len(stretch.todo), Lane.BULK)
@@ -289,6 +292,8 @@ class SliceRunner:
             "predict": round(run.spent.predict * 1000, 2),
             "write": round(run.spent.write * 1000, 2),
             "rows": written.rows,
+            "passes": len(run.spent.passes),
+            "pass_p95": round(_p95(run.spent.passes) * 1000, 2),
         }
         done = FinishedSlice(
             id=job.id,
@@ -353,3 +358,8 @@ class SliceRunner:
         failure = Failure(run.job.id, run.job.attempt, code, message, backoff_s(run.job.failures + 1))
         self._claims.retry(run.worker_id, [failure], max_failures=budget)
         return {"error": code}
+
+
+def _p95(seconds: list[float]) -> float:
+    """The nearest rank; 0 of nothing."""
+    return sorted(seconds)[max(0, math.ceil(0.95 * len(seconds)) - 1)] if seconds else 0.0

@@ -1,6 +1,7 @@
-"""Record batches as JSON texts, a line a row: columns are written whole, by orjson, and joined row by row.
+"""Record batches as JSON texts, a line a row: made by Arrow's kernels, so that no row becomes a Python object.
 
-Non-finite floats are the strings NaN, Infinity and -Infinity; float32 has its shortest form.
+The kernels let other threads run, which online work beside a batch lives on. Non-finite floats are the strings NaN,
+Infinity and -Infinity; float32 has its shortest form. What kernels cannot write, orjson writes value by value.
 """
 
 from __future__ import annotations
@@ -8,76 +9,97 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import orjson
 import pyarrow as pa
-from numpy.typing import NDArray
+import pyarrow.compute as pc
 
-_NUMPY = orjson.OPT_SERIALIZE_NUMPY
-_WORDS = {True: b'"Infinity"', False: b'"-Infinity"'}
+Texts: TypeAlias = "pa.Array[Any]"
+"""N texts as an Arrow array of type large_string."""
+
+_TEXT = pa.large_string()
+_UNSAFE = r'["\\\x00-\x1f]'
 
 
-def lines(batch: pa.RecordBatch) -> list[bytes]:
-    """One JSON object a row, without newlines; columns that are null in a row are written as null."""
+def lines(batch: pa.RecordBatch) -> Texts:
+    """One JSON object a row, each with a newline behind it; columns that are null in a row are written as null."""
     if not batch.num_columns:
-        return [b"{}"] * batch.num_rows
-    names = [orjson.dumps(name).replace(b"%", b"%%") for name in batch.schema.names]
-    template = b"{" + b",".join(name + b":%b" for name in names) + b"}"
-    columns = [texts(column) for column in batch.columns]
-    return list(map(template.__mod__, zip(*columns, strict=True)))
+        return pa.array(["{}\n"] * batch.num_rows, _TEXT)
+    pieces: list[Any] = []
+    for at, (name, column) in enumerate(zip(batch.schema.names, batch.columns, strict=True)):
+        pieces += [_text(f"{',' if at else '{'}{orjson.dumps(name).decode()}:"), texts(column)]
+    return _joined(*pieces, _text("}\n"))
 
 
-def texts(column: pa.Array[Any]) -> list[bytes]:
+def joined(some: Texts) -> bytes:
+    """All texts in one, nothing between them."""
+    if not len(some):
+        return b""
+    _, starts, data = some.buffers()
+    if starts is None or data is None:
+        return b""
+    ends = np.frombuffer(memoryview(cast("Any", starts)), np.int64)[some.offset : some.offset + len(some) + 1]
+    return data.slice(int(ends[0]), int(ends[-1] - ends[0])).to_pybytes()
+
+
+def texts(column: pa.Array[Any]) -> Texts:
     """The values of a column as JSON."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         return texts(cast("pa.DictionaryArray[Any, Any]", column).dictionary_decode())
     if not column.null_count:
-        if pa.types.is_floating(kind):
-            return _numbers(_wide(column.to_numpy(zero_copy_only=False)))
-        if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
-            return _split(column.to_numpy(zero_copy_only=False))
-        if pa.types.is_fixed_size_list(kind) and not (leaf := _leaf(column)).null_count:
-            size = cast("pa.FixedSizeListType[Any]", kind).list_size
-            if size and (pa.types.is_floating(leaf.type) or pa.types.is_integer(leaf.type)):
-                return _rows(_wide(leaf.to_numpy(zero_copy_only=False)).reshape(-1, size))
-    return [orjson.dumps(_plain(value), default=_told) for value in column.to_pylist()]
+        if _is_number(kind):
+            return _numbers(column)
+        if pa.types.is_boolean(kind):
+            return column.cast(_TEXT)
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            plain = column.cast(_TEXT)
+            if not pc.any(pc.match_substring_regex(plain, _UNSAFE)).as_py():
+                return _joined(_text('"'), plain, _text('"'))
+        if pa.types.is_fixed_size_list(kind):
+            leaf = cast("pa.FixedSizeListArray[Any]", column).flatten()
+            if _is_number(leaf.type) and not leaf.null_count:
+                return _lists(leaf, cast("pa.FixedSizeListType[Any]", kind).list_size, len(column))
+    return pa.array([orjson.dumps(_plain(value), default=_told).decode() for value in column.to_pylist()], _TEXT)
 
 
-def _leaf(column: pa.Array[Any]) -> pa.Array[Any]:
-    return cast("pa.FixedSizeListArray[Any]", column).flatten()
+def _text(value: str) -> Any:
+    return pa.scalar(value, _TEXT)
 
 
-def _wide(values: NDArray[Any]) -> NDArray[Any]:
-    return values.astype(np.float32) if values.dtype == np.float16 else values
+def _joined(*pieces: Any) -> Texts:
+    return pc.binary_join_element_wise(*pieces, _text(""))
 
 
-def _split(values: NDArray[Any]) -> list[bytes]:
-    if not len(values):
-        return []
-    plain: object = values.tolist() if values.dtype == bool else np.ascontiguousarray(values)
-    return orjson.dumps(plain, option=_NUMPY)[1:-1].split(b",")
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_floating(kind) or pa.types.is_integer(kind)
 
 
-def _numbers(values: NDArray[Any]) -> list[bytes]:
-    written = _split(values)
-    for at in np.flatnonzero(~np.isfinite(values)).tolist():
-        written[at] = b'"NaN"' if np.isnan(values[at]) else _WORDS[bool(values[at] > 0)]
+def _numbers(column: pa.Array[Any]) -> Texts:
+    if not pa.types.is_floating(column.type):
+        return column.cast(_TEXT)
+    wide = column.cast(pa.float32()) if pa.types.is_float16(column.type) else column
+    written = wide.cast(_TEXT)
+    values = wide.to_numpy(zero_copy_only=False)
+    with np.errstate(invalid="ignore"):
+        whole = bool((values == np.trunc(values)).any())
+    if whole:  # Arrow writes 1.0 as 1
+        marked = pc.match_substring_regex(written, "[.en]")
+        written = pc.if_else(marked, written, _joined(written, _text(".0")))
+    if not np.isfinite(values).all():
+        for value, word in ((math.inf, '"Infinity"'), (-math.inf, '"-Infinity"')):
+            written = pc.if_else(pc.equal(wide, pa.scalar(value, wide.type)), _text(word), written)
+        written = pc.if_else(pc.is_nan(wide), _text('"NaN"'), written)
     return written
 
 
-def _rows(values: NDArray[Any]) -> list[bytes]:
-    """[N, n] as N lists."""
-    if not len(values):
-        return []
-    written = orjson.dumps(np.ascontiguousarray(values), option=_NUMPY)[2:-2].split(b"],[")
-    written = list(map(b"[%b]".__mod__, written))
-    if values.dtype.kind == "f" and not (finite := np.isfinite(values).all(axis=1)).all():
-        for at in np.flatnonzero(~finite).tolist():
-            written[at] = b"[" + b",".join(_numbers(values[at])) + b"]"
-    return written
+def _lists(leaf: pa.Array[Any], size: int, count: int) -> Texts:
+    """`count` lists of `size` numbers each."""
+    starts = cast("Any", pa.array(np.arange(count + 1, dtype=np.int64) * size))
+    rows = pa.LargeListArray.from_arrays(starts, _numbers(leaf))
+    return _joined(_text("["), pc.binary_join(rows, _text(",")), _text("]"))
 
 
 def _plain(value: Any) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import heapq
-from typing import cast
+from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from batchline.batch import Chunk, Staged
 from batchline.data import json_text
@@ -14,8 +16,6 @@ from batchline.errors import SinkError, SinkUnavailableError, StoreUnavailableEr
 
 _CHUNK_BYTES = 512 << 10
 _WRITE_BYTES = 8 << 20
-
-_Line = tuple[int, bytes]
 
 
 class LinesSink:
@@ -56,8 +56,8 @@ class LinesPart:
         self._results = results
         self._context = context
         self._attempt = attempt
-        self._good: list[_Line] = []
-        self._bad: list[_Line] = []
+        self._good: _Lines | None = None
+        self._bad: list[_Lines] = []
         self._chunks: list[Chunk] = []
         self._waiting_bytes = 0
         self._rows = self._errors = self._bytes = 0
@@ -65,18 +65,16 @@ class LinesPart:
     def write(self, rows: pa.RecordBatch) -> None:
         if not rows.num_rows:
             return
-        numbers = cast("list[int]", rows.column(ROW).to_pylist())
-        self._release(self._good[-1][0] if self._good else -1)
-        self._good.extend(zip(numbers, json_text.lines(rows), strict=True))
+        good = _Lines(rows.column(ROW).to_numpy(), json_text.lines(rows))
+        self._release(-1 if self._good is None else int(self._good.numbers[-1]))
+        self._good = good
         self._rows += rows.num_rows
 
     def write_errors(self, errors: pa.RecordBatch) -> None:
-        numbers = cast("list[int]", errors.column(ROW).to_pylist())
         named = [name for name in errors.schema.names if name not in ("code", "message")]
-        heads = json_text.lines(errors.select(named))
-        tails = json_text.lines(errors.select(["code", "message"]))
-        told = (b'%b,"error":%b}' % (head[:-1], tail) for head, tail in zip(heads, tails, strict=True))
-        self._bad.extend(zip(numbers, told, strict=True))
+        told = pa.array(errors.select(["code", "message"]).to_pylist())
+        whole = pa.record_batch([*(errors.column(name) for name in named), told], [*named, "error"])
+        self._bad.append(_Lines(errors.column(ROW).to_numpy(), json_text.lines(whole)))
         self._errors += errors.num_rows
 
     def stage(self) -> Staged:
@@ -85,27 +83,28 @@ class LinesPart:
         return Staged([], self._rows, self._errors, self._bytes)
 
     def abort(self) -> None:
-        self._good, self._bad, self._chunks = [], [], []
+        self._good, self._bad, self._chunks = None, [], []
 
     def _release(self, upto: int | None) -> None:
         """Turn lines of rows <= upto (all of them: None) into chunks."""
-        good, self._good = self._good, []
-        if upto is None:
-            bad, self._bad = self._bad, []
-        else:
-            bad = [line for line in self._bad if line[0] <= upto]
-            self._bad = self._bad[len(bad) :]
-        if not good and not bad:
-            return
-        merged = good if not bad else list(heapq.merge(good, bad))
-        size = sum(len(line) + 1 for _, line in merged)
-        step = max(1, len(merged) * _CHUNK_BYTES // max(size, 1))
-        for low in range(0, len(merged), step):
-            stretch = merged[low : low + step]
-            text = b"\n".join([line for _, line in stretch]) + b"\n"
-            self._chunks.append(Chunk(stretch[0][0], len(stretch), text))
-        self._bytes += size
-        self._waiting_bytes += size
+        ready = [] if self._good is None else [self._good]
+        self._good = None
+        if self._bad:
+            bad = _merged(self._bad)
+            count = len(bad.numbers) if upto is None else int(np.searchsorted(bad.numbers, upto, "right"))
+            self._bad = [bad.part(count, len(bad.numbers))] if count < len(bad.numbers) else []
+            ready += [bad.part(0, count)] if count else []
+        if ready:
+            self._cut(_merged(ready))
+
+    def _cut(self, lines: _Lines) -> None:
+        count, size = len(lines.numbers), lines.texts.nbytes
+        step = max(1, count * _CHUNK_BYTES // max(size, 1))
+        for low in range(0, count, step):
+            some = lines.part(low, min(low + step, count))
+            self._chunks.append(Chunk(int(some.numbers[0]), len(some.numbers), json_text.joined(some.texts)))
+            self._bytes += len(self._chunks[-1].lines)
+            self._waiting_bytes += len(self._chunks[-1].lines)
         if self._waiting_bytes >= _WRITE_BYTES:
             self._flush()
 
@@ -117,3 +116,22 @@ class LinesPart:
         except StoreUnavailableError as e:
             raise SinkUnavailableError("Postgres takes no results now.") from e
         self._chunks, self._waiting_bytes = [], 0
+
+
+class _Lines(NamedTuple):
+    """N lines, each with its newline, and the numbers of their rows, ascending."""
+
+    numbers: NDArray[np.int64]
+    texts: json_text.Texts
+
+    def part(self, low: int, high: int) -> _Lines:
+        return _Lines(self.numbers[low:high], self.texts.slice(low, high - low))
+
+
+def _merged(some: Sequence[_Lines]) -> _Lines:
+    """All of them, in the order of their rows."""
+    if len(some) == 1:
+        return some[0]
+    numbers = np.concatenate([lines.numbers for lines in some])
+    order = np.argsort(numbers, kind="stable")
+    return _Lines(numbers[order], pa.concat_arrays([lines.texts for lines in some]).take(order))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import IO, Any, Protocol, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
@@ -78,7 +79,7 @@ class _Jsonl:
 
     def write(self, rows: pa.RecordBatch) -> None:
         if rows.num_rows:
-            self._upload.write(b"\n".join(json_text.lines(rows)) + b"\n")
+            self._upload.write(json_text.joined(json_text.lines(rows)))
 
     def finish(self) -> None:
         """Nothing closes a JSONL file."""
@@ -96,8 +97,8 @@ def _csv_column(column: pa.Array[Any], kind: pa.DataType) -> pa.Array[Any]:
     if column.type == kind:
         return column
     if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
-        told = [text.decode() for text in json_text.texts(column)]
+        told = json_text.texts(column).cast(pa.string())
         if pa.types.is_binary(column.type):
-            told = [text.strip('"') for text in told]
-        return pa.array(told, pa.string(), mask=column.is_null().to_numpy(zero_copy_only=False))
+            told = pc.utf8_trim(told, '"')
+        return pc.if_else(column.is_null(), pa.scalar(None, pa.string()), told)
     return column.cast(kind)
