@@ -22,7 +22,11 @@ class Busy:
 
     def __init__(self, ours: Product, table: Table) -> None:
         self._ours = ours
-        self._body = {"model": "net", "input": {"uri": f"file://{table.rows}", "format": "parquet", "key": "id"}}
+        self._body = {
+            "model": "net",
+            "input": {"uri": f"file://{table.rows}", "format": "parquet", "key": "id"},
+            "output": {"uri": f"file://{table.rows.parent / 'scores'}", "format": "parquet"},
+        }
         self._ids: list[str] = []
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="batches", daemon=True)

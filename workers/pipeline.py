@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -14,6 +16,7 @@ log = logging.getLogger("workers")
 T = TypeVar("T")
 R = TypeVar("R")
 
+_NICE = 10
 _JOIN_S = 5.0
 """A thread that hangs in a read or write longer than this is left to end by itself."""
 
@@ -80,11 +83,18 @@ class Channel(Generic[T]):
             yield item
 
 
+def stand_back() -> None:
+    """Let this thread have the cores that others leave: on Linux niceness is a thread's own, and its children's."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+
+
 @contextmanager
 def ahead(items: Iterable[T], channel: Channel[T]) -> Generator[Iterator[T]]:
     """Take items from an iterable in a thread of its own, ahead of whoever needs them."""
 
     def run() -> None:
+        stand_back()
         try:
             for item in items:
                 channel.put(item)
@@ -143,6 +153,7 @@ class Behind(Generic[T, R]):
         return self._result  # pyright: ignore[reportReturnType]
 
     def _run(self) -> None:
+        stand_back()
         try:
             self._result = self._work(iter(self._channel))
         except BaseException as e:
