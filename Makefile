@@ -12,7 +12,7 @@ help:  ## This list
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check uv
-	@$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt --group dev -e '.[worker-cpu,data,local,demo]'
+	@$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt --group dev -e '.[worker-cpu,data,local,demo,simulate]'
 	@touch $@
 
 install: $(VENV)/.installed  ## Make .venv and install Batchline with everything that tests and demo need

@@ -34,14 +34,14 @@ _Due = tuple[float, float, str]
 class DrainTime:
     """Rows wait at most `target_wait_s`, at p95; deadlines are met; worker-hours are as few as that allows."""
 
-    target_wait_s: float = 120.0
+    target_wait_s: float = 60.0
     aim: float = 0.8
     """The share of the target that is planned for; the rest is for what no forecast knows."""
-    fast_s: float = 30.0
+    fast_s: float = 20.0
     """Arrivals are averaged over this to notice a change."""
     slow_s: float = 300.0
     """And over this where no change is noticed."""
-    catch_up_s: float = 20.0
+    catch_up_s: float = 10.0
     """What is late before a new worker could serve is done within this time after it does."""
     name: str = "drain_time"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -54,3 +54,28 @@ def status(*, as_json: Json = False) -> None:
     """How many workers the queue wants now, and why."""
     found = load_settings()
     _become("autoscaler", "status", *(["--json"] if as_json else []), database_url=found.database_url)
+
+
+@autoscaler.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def simulate(
+    context: typer.Context,
+    *,
+    trace: Annotated[
+        str, typer.Option(help="A CSV (at_s, rows, due_s), or day, flash, nightly, sawtooth, bursty.")
+    ] = "day",
+    policy: Annotated[
+        list[str] | None, typer.Option(help="drain_time, queue, target_in_flight, keda; repeat it.")
+    ] = None,
+    wait_s: Annotated[float, typer.Option(help="Target of the p95 wait in seconds.")] = 60.0,
+    plot: Annotated[str, typer.Option(help="Draw queue, workers and cost into this .png or .svg.")] = "",
+    compare: Annotated[bool, typer.Option("--compare", help="Rivals at their best, and the lower bound.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What a policy would cost, how long rows would wait.
+
+    More options say what workers are like: `python -m autoscaler.simulate --help`.
+    """
+    chosen = ["--trace", trace, "--wait-s", str(wait_s)]
+    chosen += [word for name in policy or () for word in ("--policy", name)]
+    chosen += [*(["--plot", plot] if plot else []), *(["--compare"] if compare else [])]
+    _become("autoscaler.simulate", *chosen, *(["--json"] if as_json else []), *context.args)
