@@ -28,7 +28,7 @@ class Signals:
         workers: live and not draining: what counts as capacity.
         pending: launched and not yet registered.
         draining: live, taking nothing new.
-        rows_per_s: measured rows/s of one busy worker; 0 when nothing has been measured yet.
+        rows_per_s: of one busy worker as last measured, also while none is live; 0 when never measured.
         demands: work with deadlines, earliest first.
     """
 

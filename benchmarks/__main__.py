@@ -10,6 +10,7 @@ import time
 from rich.console import Console
 
 from benchmarks import (
+    batch_online,
     batch_parquet,
     batch_postgres,
     batch_rss,
@@ -20,6 +21,7 @@ from benchmarks import (
     rows256,
     rss,
     scaling,
+    scaling_policies,
     schedules,
     snapshot,
     store,
@@ -43,11 +45,13 @@ BATCHES = {
     "batch_postgres": batch_postgres,
     "batch_sql": batch_sql,
     "batch_workers": batch_workers,
+    "batch_online": batch_online,
     "batch_rss": batch_rss,
     "schedules": schedules,
 }
-BENCHMARKS = JOBS | BATCHES
-GROUPS = {"jobs": list(JOBS), "batches": list(BATCHES)}
+SIMULATED = {"scaling_policies": scaling_policies}
+BENCHMARKS = JOBS | BATCHES | SIMULATED
+GROUPS = {"jobs": list(JOBS), "batches": list(BATCHES), "simulated": list(SIMULATED)}
 
 
 def _arguments() -> argparse.Namespace:
@@ -59,7 +63,7 @@ def _arguments() -> argparse.Namespace:
         "names",
         nargs="*",
         metavar="NAME",
-        help="a group (jobs, which is the default, or batches) or one of them: " + ", ".join(BENCHMARKS),
+        help="a group (jobs, which is the default, batches, simulated) or one of them: " + ", ".join(BENCHMARKS),
     )
     parser.add_argument("--rounds", type=int, default=5, help="turns of every side (default 5)")
     parser.add_argument("--seconds", type=float, default=5.0, help="measured seconds of a turn (default 5)")

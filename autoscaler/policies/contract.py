@@ -18,7 +18,7 @@ class Policy(Protocol):
 
     @property
     def remembers_s(self) -> float:
-        """How much history it reads; older looks change nothing."""
+        """How much history to keep for it."""
         ...
 
     def decide(self, history: Sequence[Signals], facts: Facts, now: float) -> Decision:

@@ -40,9 +40,9 @@ class DrainTime:
     fast_s: float = 20.0
     """Arrivals are averaged over this to notice a change."""
     slow_s: float = 300.0
-    """And over this where no change is noticed."""
+    """And over this to say what comes until a deadline, hours ahead."""
     catch_up_s: float = 10.0
-    """What is late before a new worker could serve is done within this time after it does."""
+    """Rows due before a launched worker could serve are done within this time after it does."""
     name: str = "drain_time"
 
     @property
