@@ -22,7 +22,7 @@ _HEAD = (
     f"{'trace':10} {'policy':17} {'worker-h':>9} {'p50 s':>7} {'p95 s':>7} {'p99 s':>7} {'missed':>6} "
     f"{'launches':>8} {'cost':>8}  best of"
 )
-_WAITS = (1 / 6, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 5 / 6, 1.0, 1.5)
+_WAITS = (1.5, 1.0, 5 / 6, 2 / 3, 1 / 2, 1 / 3, 1 / 4, 1 / 6)
 """The rivals' thresholds: rows queued for each worker, as a share of what it does within the target wait."""
 _FLOORS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Their minimum of workers, as a share of what the trace's peak needs."""
@@ -105,8 +105,8 @@ def search(trace: Trace, tries: Iterator[Setting], target: Target, world: World,
     count = 0
     for name, policy, limits, every_s in tries:
         count += 1
-        enough = best.result.worker_hours if best and best.within else math.inf
-        result = Simulation(trace, policy, limits, world, every_s).run(enough)
+        bounds = (best.result.worker_hours, target.wait_s) if best and best.within else (math.inf, math.inf)
+        result = Simulation(trace, policy, limits, world, every_s).run(*bounds)
         if result is None:
             continue
         in_time = result.late_rows <= max(least.late_rows, 1.0)

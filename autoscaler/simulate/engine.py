@@ -101,11 +101,17 @@ class Simulation:
         self._bulk_done = 0.0
         self._turns = self._direction = self._peak = 0
 
-    def run(self, within_hours: float = math.inf) -> Result | None:
-        """Play the trace to its end and until nothing is left; None as soon as more worker-hours than that are paid."""
+    def run(self, within_hours: float = math.inf, wait_p95_s: float = math.inf) -> Result | None:
+        """Play the trace to its end and until nothing is left.
+
+        Returns:
+            None as soon as more worker-hours than that are paid, or the p95 of the wait is certainly above that.
+        """
         step_s, online = self._trace.step_s, self._trace.online.tolist()
         batches = deque(sorted(range(len(self._left)), key=lambda n: self._trace.batches[n].at_s))
-        arrived = done = now = 0.0
+        arrived = done = now = waited = 0.0
+        may_wait = 0.05 * sum(online) if wait_p95_s < math.inf else math.inf
+        ago = int(wait_p95_s / step_s) if wait_p95_s < math.inf else 0
         for step in range(len(online) + int(_TAIL_S / step_s)):
             if step >= len(online) and done >= arrived - _LITTLE and not self._bulk:
                 break
@@ -120,6 +126,11 @@ class Simulation:
             if (step + 1) % self._every == 0:
                 self._decide(arrived, done, now)
                 if self._fleet.worker_s(now) > within_hours * 3600:
+                    return None
+            if 0 < ago < step:
+                before, overdue = self._curves.arrived[step - ago - 1], self._curves.arrived[step - ago]
+                waited += max(0.0, overdue - max(done, before))
+                if waited > may_wait:
                     return None
         self._fleet.set(0, now)
         return self._result()

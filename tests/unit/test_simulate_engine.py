@@ -111,6 +111,10 @@ def test_limits_hold_in_every_step():
 def test_a_run_that_costs_more_than_asked_for_is_given_up():
     """A search need not finish what is already worse than its best."""
     assert Simulation(steady(50, 30), Always(50), FREE, WORLD).run(within_hours=2.0) is None
+    late = simulate(steady(50, 30), Always(6), FREE, WORLD)
+    for wait_s, whole in ((late.wait_p95_s - 20, False), (late.wait_p95_s + 20, True)):
+        found = Simulation(steady(50, 30), Always(6), FREE, WORLD).run(wait_p95_s=wait_s)
+        assert (found is not None) == whole
 
 
 @pytest.mark.parametrize("shape", SHAPES)
