@@ -12,6 +12,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 * 1024
 """A head is refused at the first read beyond this; so are trailers and chunk extensions."""
+_SLOWEST_BYTES_PER_S = 256 * 1024
+_MOST_BYTES = 2**30
 _CONTINUE = b"HTTP/1.1 100 "
 _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
@@ -59,7 +61,7 @@ class Connection(HttpToolsProtocol):
     head_s = 30.0
     """From the first byte (or the connection) to the end of the head."""
     body_s = 300.0
-    """From the end of the head to the end of the body, for clients however slow."""
+    """From the end of the head to the end of the body, for clients however slow; large files have more."""
     linger_s = 5.0
     """How long the rest of a body is still read once it has been answered."""
     check_s = 5.0
@@ -87,8 +89,12 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._unread_bytes = 0
-        self._due = self.loop.time() + self.body_s
+        self._due = self.loop.time() + self.body_s + self._announced_bytes() / _SLOWEST_BYTES_PER_S
         super().on_headers_complete()
+
+    def _announced_bytes(self) -> int:
+        length = next((value for name, value in self.headers if name == b"content-length"), b"")
+        return min(int(length), _MOST_BYTES) if length.isdigit() else 0
 
     def on_body(self, body: bytes) -> None:
         self._unread_bytes = 0

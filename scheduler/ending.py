@@ -120,6 +120,7 @@ class Ender:
             failed=batch.counts.failed,
             parts=parts,
             schema=note.schema,
+            parent=show_batch_id(batch.parent_id) if batch.parent_id else None,
         )
 
     def _end_requests(self, lease: Lease) -> None:

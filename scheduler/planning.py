@@ -114,7 +114,9 @@ class Planner:
             )
             slices = list(slices_of(batch.id, groups, self._pace(batch, record)))
         else:
-            slices = list(slices_again(batch.id, self._parents(batch), self._pace(batch, record)))
+            # A parent that would have replaced a table and did not leaves nothing behind.
+            every_row = wanted.output.mode == "replace"
+            slices = list(slices_again(batch.id, self._parents(batch), self._pace(batch, record), every_row=every_row))
         types = {field.name: str(field.type) for field in schema}
         return record, slices, _note(slices, types, record)
 

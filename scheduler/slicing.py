@@ -90,15 +90,20 @@ def slices_of(batch_id: uuid.UUID, groups: Iterable[Sequence[Piece]], pace: Pace
         first_row += rows
 
 
-def slices_again(batch_id: uuid.UUID, parents: Iterable[SliceView], pace: Pace) -> Iterator[NewSlice]:
+def slices_again(
+    batch_id: uuid.UUID, parents: Iterable[SliceView], pace: Pace, *, every_row: bool = False
+) -> Iterator[NewSlice]:
     """The slices of a child: of each parent's slice the rows that failed, or all of it when it failed as a whole.
 
-    Pieces and row numbers are the parent's; a slice that was itself a retry is tried again for the same rows.
+    Pieces and row numbers are the parent's; a slice that was itself a retry is tried again for the same rows. With
+    `every_row`, also rows that succeeded: the parent's results have been thrown away.
     """
     number = before = 0
     for view in parents:
         old = msgspec.json.decode(view.payload, type=Slice)
-        if view.failed is not None and view.rows_failed:
+        if every_row:
+            only, rows = old.only, view.rows
+        elif view.failed is not None and view.rows_failed:
             only, rows = view.failed, len(bits_to_rows(view.failed))
         elif view.status in _RETRIED:
             only, rows = old.only, view.rows

@@ -20,7 +20,17 @@ from typing import Literal, NoReturn, Protocol
 
 import msgspec
 
-from batchline.batch import BatchView, DataSet, Input, NewBatch, Output, Requests, parse_file_id, show_file_id
+from batchline.batch import (
+    BatchStatus,
+    BatchView,
+    DataSet,
+    Input,
+    NewBatch,
+    Output,
+    Requests,
+    parse_file_id,
+    show_file_id,
+)
 from batchline.batch_bodies import inline, places
 from batchline.batch_bodies.places import Rules
 from batchline.decoding import from_decoding
@@ -239,7 +249,8 @@ def _file_of(jsonl: bytes, tenant_id: int, rules: Rules, now: datetime) -> Inlin
 def retry_of(parent: BatchView, model_id: int | None, *, now: datetime) -> NewBatch:
     """A batch that does again what the parent left undone; the planner takes its slices from the parent's.
 
-    What the parent would have put in the place of a table goes into the table as it is, since nothing was replaced.
+    A parent that has replaced a table left its failed rows out: they are appended. One that came to no end has replaced
+    nothing, and what it had scored is gone with it: the child replaces the table, and does all rows.
 
     Args:
         parent: has ended.
@@ -252,8 +263,8 @@ def retry_of(parent: BatchView, model_id: int | None, *, now: datetime) -> NewBa
         deadline = now + window if window is not None else None
     else:
         data_set = msgspec.json.decode(body, type=DataSet)
-        if data_set.output.mode == "replace":
-            output = msgspec.structs.replace(data_set.output, mode="upsert" if data_set.input.key else "append")
+        if data_set.output.mode == "replace" and parent.status is BatchStatus.COMPLETED:
+            output = msgspec.structs.replace(data_set.output, mode="append")
             body = msgspec.json.encode(msgspec.structs.replace(data_set, output=output))
     return NewBatch(
         id=new_job_id(),

@@ -105,6 +105,8 @@ class Manifest:
     parts: Sequence[str]
     schema: Mapping[str, str]
     """Column -> Arrow type."""
+    parent: str | None = None
+    """The batch whose failed rows this one did again: both together are the whole."""
 
 
 class Sink(Protocol):

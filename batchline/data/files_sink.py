@@ -48,7 +48,8 @@ class FilesSink:
 
     def complete(self, manifest: Manifest) -> None:
         told: Mapping[str, object] = {**msgspec.to_builtins(manifest), "format": self._kind}
-        self._folder.put(MANIFEST, msgspec.json.format(msgspec.json.encode(told), indent=2) + b"\n")
+        name = f"manifest-{self._short}.json" if manifest.parent else MANIFEST  # the parent's stays
+        self._folder.put(name, msgspec.json.format(msgspec.json.encode(told), indent=2) + b"\n")
 
     def sweep(self) -> None:
         self._folder.sweep(f"-{self._short}.")

@@ -136,7 +136,7 @@ def format_of(uri: str, given: Format | None) -> Format:
 def belongs(path: str, kind: Format) -> bool:
     """Whether a file that lies in a folder is one of its data files, by its name."""
     name = path[path.rfind("/") + 1 :].lower()
-    if name.startswith((".", "_", "errors-")) or name == "manifest.json":
+    if name.startswith((".", "_", "errors-", "manifest-")) or name == "manifest.json":
         return False
     name = name.removesuffix(".gz")
     return any(name.endswith(ending) for ending, known in ENDINGS.items() if known == kind)

@@ -238,6 +238,20 @@ def test_the_manifest_tells_what_there_is(here: Here) -> None:
     assert set(here.files()) == {"manifest.json"}
 
 
+def test_a_retry_leaves_the_manifest_of_its_parent_alone(here: Here) -> None:
+    """A child has one of its own, which names the parent and is no data."""
+    sink = here.sink("jsonl")
+    sink.publish(0, staged(sink, 0, rows(3, 0)))
+    sink.complete(Manifest("parent", "m", "d", 3, 3, 0, ["a"], {}))
+    sink.complete(Manifest("child", "m", "d", 1, 1, 0, ["b"], {}, parent="parent"))
+    files = here.files()
+    assert json.loads(files["manifest.json"])["batch"] == "parent"
+    (own,) = [name for name in files if name.startswith("manifest-")]
+    assert json.loads(files[own])["parent"] == "parent"
+    source = open_source(Input(uri=here.uri, format="jsonl"), here.places)
+    assert sum(piece.rows for piece in source.pieces(10)) == 3
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_output_is_input_again(here: Here, kind: str) -> None:
     """A folder that a batch wrote is a data set: parts in order, without error parts and manifest."""

@@ -282,7 +282,7 @@ def test_retry_is_a_child_of_what_was_left(api: Running) -> None:
     headers = {"Idempotency-Key": "retry-1"}
     child = move(api, batch_id, "retry", headers=headers).json()
     assert (child["parent_id"], child["status"], child["version"]) == (batch_id, "validating", "2")
-    assert child["output"]["mode"] == "upsert"
+    assert child["output"]["mode"] == "append"
     assert move(api, batch_id, "retry", headers=headers).json()["id"] == child["id"]
     view = api.store.batches.read(parse_batch_id(child["id"]))
     assert view is not None

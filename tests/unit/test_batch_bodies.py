@@ -11,8 +11,8 @@ import msgspec
 import pytest
 import stack
 
-from batchline.batch import DataSet, Requests, show_file_id
-from batchline.batch_bodies import Checked, Rules, blob_key, check
+from batchline.batch import BatchStatus, BatchView, DataSet, Input, Output, Requests, show_file_id
+from batchline.batch_bodies import Checked, Rules, blob_key, check, retry_of
 from batchline.errors import BatchlineError, Fault, InvalidRequestError, NotFoundError
 from batchline.model import ModelRecord, ModelSpec, TensorSpec, TextFront
 from batchline.settings import Settings
@@ -334,3 +334,14 @@ def test_what_is_no_json_is_malformed() -> None:
         checked(b'{"model": "digits"')
     assert not isinstance(caught.value, InvalidRequestError)
     assert caught.value.code == "malformed"
+
+
+@pytest.mark.parametrize(("status", "mode"), [("completed", "append"), ("failed", "replace"), ("cancelled", "replace")])
+def test_a_retry_of_a_replace_appends_only_to_what_was_replaced(status: str, mode: str) -> None:
+    """A parent that came to no end replaced nothing: the child does it whole."""
+    wanted = DataSet("m", "1", Input(table="public.a", key="id"), Output(table="public.b", mode="replace"))
+    fields: dict[str, Any] = dict.fromkeys(BatchView.__dataclass_fields__)
+    fields |= {"id": uuid.uuid4(), "kind": "data_set", "status": BatchStatus(status), "tenant_id": 1, "priority": 5}
+    child = retry_of(BatchView(**fields | {"body": msgspec.json.encode(wanted)}), 7, now=datetime.now(UTC))
+    assert msgspec.json.decode(child.body, type=DataSet).output.mode == mode
+    assert child.parent_id == fields["id"]

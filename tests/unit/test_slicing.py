@@ -102,6 +102,17 @@ def test_a_retry_does_the_failed_rows_of_each_slice_and_whole_slices_that_failed
     assert made[0].slice.pieces == [piece(1, 100)]
 
 
+def test_a_retry_of_a_table_that_was_not_replaced_does_every_row():
+    """What had succeeded went away with the table that never took its place."""
+    parents = [view(0, "succeeded", 100, []), view(1, "succeeded", 100, [3]), view(2, "cancelled", 100, [])]
+    made = list(slices_again(BATCH, parents, PACE, every_row=True))
+    assert [(s.slice.first_row, s.rows, s.slice.only) for s in made] == [
+        (0, 100, None),
+        (100, 100, None),
+        (200, 100, None),
+    ]
+
+
 def test_two_batches_take_turns_whatever_the_size_of_their_slices():
     """A batch of large slices gets as many rows in the same time as one of small ones."""
     large = list(slices_of(BATCH, [[piece(n, 1000)] for n in range(10)], PACE))
