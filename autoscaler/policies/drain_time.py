@@ -43,6 +43,8 @@ class DrainTime:
     """And over this to say what comes until a deadline, hours ahead."""
     catch_up_s: float = 10.0
     """Rows due before a launched worker could serve are done within this time after it does."""
+    bulk_wait_s: float = 3600.0
+    """Batches without a deadline, and those that no launch can save, are done within this time."""
     name: str = "drain_time"
 
     @property
@@ -82,8 +84,12 @@ class DrainTime:
         online = history[-1].online_rows
         margin = facts.start_s + self.target_wait_s
         for demand in history[-1].demands:
-            h = max(demand.due_s - margin, 0.75 * demand.due_s)
-            found.append((h, online + later * h + demand.rows, f"rows due in {demand.due_s:.0f} s"))
+            if demand.due_s > facts.start_s + self.catch_up_s:
+                h = max(demand.due_s - margin, 0.75 * demand.due_s)
+                found.append((h, online + later * h + demand.rows, f"rows due in {demand.due_s:.0f} s"))
+        if history[-1].bulk_rows > 0:
+            h = max(self.bulk_wait_s, *(demand.due_s for demand in history[-1].demands[-1:]), 2 * margin)
+            found.append((h, online + later * h + history[-1].bulk_rows, "rows of batches"))
         return found
 
     def _extra(self, due: list[_Due], pool: _Pool) -> tuple[int, str]:

@@ -140,6 +140,19 @@ def test_drain_time_hurries_when_a_deadline_is_near():
     assert DrainTime().decide([seen], FACTS, 0.0).desired >= math.ceil(3600 / (300 - 60))
 
 
+def test_drain_time_does_batches_without_a_deadline_within_the_hour():
+    """100,000 rows, 10 rows/s a worker, no deadline: a steady three; one row more than nothing: one."""
+    seen = Signals(0.0, 100_000, 100_000, rows_per_s=RATE)
+    assert DrainTime().decide([seen], FACTS, 0.0).desired == 3
+    assert DrainTime().decide([Signals(0.0, 1, 1, rows_per_s=RATE)], FACTS, 0.0).desired == 1
+
+
+def test_drain_time_does_not_panic_about_what_is_late_already():
+    """What no launch can save does not start a thousand workers for ten seconds."""
+    seen = Signals(0.0, 100_000, 100_000, rows_per_s=RATE, demands=(Demand(-5.0, 100_000),))
+    assert DrainTime().decide([seen], FACTS, 0.0).desired == 3
+
+
 def test_drain_time_measures_before_it_multiplies():
     """With an unknown service rate one worker is started, whatever is queued."""
     assert DrainTime().decide([Signals(0.0, 10**6)], FACTS, 0.0).desired == 1
