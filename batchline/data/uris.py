@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote, unquote
 
+from batchline.data.glob_states import DEEP, FOLDERS, STAR, GlobStates
 from batchline.errors import BatchlineError, SourceError
 
 Format = Literal["jsonl", "csv", "parquet"]
@@ -25,6 +26,9 @@ ENDINGS: dict[str, Format] = {
     ".pq": "parquet",
 }
 _MAGIC = frozenset("*?[")
+_WILD = {FOLDERS: "(?:[^/]+/)*", DEEP: ".*", STAR: "[^/]*"}
+_MOST_WILD = 2
+"""Wildcards of a pattern that a regular expression matches soon, whatever the path: its steps are path ** wildcards."""
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
@@ -83,34 +87,39 @@ def fixed_folder(pattern: str) -> str:
     return pattern[: pattern.rfind("/", 0, first) + 1]
 
 
-def glob_matcher(pattern: str) -> re.Pattern[str]:
-    """A regular expression for whole paths."""
-    out: list[str] = []
-    at = 0
-    while at < len(pattern):
-        if pattern.startswith("**/", at):
-            out.append("(?:[^/]+/)*")
-            at += 3
-        elif pattern.startswith("**", at):
-            out.append(".*")
-            at += 2
-        elif pattern[at] == "*":
-            out.append("[^/]*")
-            at += 1
-        elif pattern[at] == "?":
-            out.append("[^/]")
-            at += 1
-        elif pattern[at] == "[" and (end := pattern.find("]", at + 2)) > 0:
-            inside = re.sub(r"([\\\[&~|])", r"\\\1", pattern[at + 1 : end])
-            out.append(f"[^/{inside[1:]}]" if inside.startswith("!") else f"(?!/)[{inside}]")
-            at = end + 1
-        else:
-            out.append(re.escape(pattern[at]))
-            at += 1
+def glob_matcher(pattern: str) -> re.Pattern[str] | GlobStates:
+    """What tells by `fullmatch` whether a whole path is meant."""
+    pieces, out = _pieces(pattern)
     try:
+        if sum(piece in _WILD for piece in pieces) > _MOST_WILD:
+            return GlobStates(pieces, out)
         return re.compile("".join(out), re.DOTALL)
     except re.error:
         raise SourceError(f"{pattern!r} is no pattern that can be matched: see the letters within [ ].") from None
+
+
+def _pieces(pattern: str) -> tuple[list[str], list[str]]:
+    """The pieces of a glob, runs of one wildcard as one, and their regular expressions."""
+    pieces: list[str] = []
+    out: list[str] = []
+    at = 0
+    while at < len(pattern):
+        wild = next((w for w in _WILD if pattern.startswith(w, at)), None)
+        if wild is not None:
+            piece, expression = wild, _WILD[wild]
+        elif pattern[at] == "?":
+            piece, expression = "?", "[^/]"
+        elif pattern[at] == "[" and (end := pattern.find("]", at + 2)) > 0:
+            piece = pattern[at : end + 1]
+            inside = re.sub(r"([\\\[&~|])", r"\\\1", piece[1:-1])
+            expression = f"[^/{inside[1:]}]" if inside.startswith("!") else f"(?!/)[{inside}]"
+        else:
+            piece, expression = pattern[at], re.escape(pattern[at])
+        at += len(piece)
+        if wild is None or pieces[-1:] != [wild]:
+            pieces.append(piece)
+            out.append(expression)
+    return pieces, out
 
 
 def is_gzip(uri: str) -> bool:
