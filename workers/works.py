@@ -6,8 +6,7 @@ import sys
 import threading
 import uuid
 from collections import OrderedDict
-from types import ModuleType
-from typing import cast
+from importlib.abc import MetaPathFinder
 
 import msgspec
 import numpy as np
@@ -36,8 +35,19 @@ def warm() -> None:
 
     It would import it where it is installed, in the middle of the first slice: a second of CPU for nothing we use.
     """
-    sys.modules.setdefault("pandas", cast("ModuleType", None))
-    pa.array(np.zeros(1))
+    sys.meta_path.insert(0, _NoPandas())
+    try:
+        pa.array(np.zeros(1))
+    finally:
+        del sys.meta_path[0]
+
+
+class _NoPandas(MetaPathFinder):
+    """Says that there is no pandas. Arrow asks once; None in sys.modules it would take for the module itself."""
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:  # noqa: ARG002
+        if fullname == "pandas":
+            raise ModuleNotFoundError("No module named 'pandas'", name=fullname)
 
 
 class Works:
