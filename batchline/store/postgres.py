@@ -173,7 +173,9 @@ class Database:
                     time.sleep(random.uniform(0.0, 0.02) * attempt)
                     continue
                 if isinstance(cause, psycopg2.Error | PoolTimeoutError):
-                    raise StoreUnavailableError(f"Postgres did not answer ({_short(cause)}); try again.") from e
+                    # Clients read the message: where the database stands is for the log.
+                    log.warning("postgres did not answer", extra={"error": _short(cause)})
+                    raise StoreUnavailableError("Postgres did not answer; try again.") from e
                 raise
         raise AssertionError("unreachable")
 
