@@ -335,7 +335,7 @@ class TestRefusals:
         self, s3: ObjectStore, monkeypatch: pytest.MonkeyPatch, fate: int | str, error: type[Exception]
     ) -> None:
         """No permission is final; the rest may be tried again, and what was staged before can still be published."""
-        monkeypatch.setattr(s3_client, "SILENCE_S", 0.5)
+        monkeypatch.setattr(s3_client, "SILENCE_S", 1.0 if fate == "stall" else 10.0)
         monkeypatch.setattr(s3_client, "TRIES", 2)
         proxy = FaultProxy(s3.endpoint)
         try:
