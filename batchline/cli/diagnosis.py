@@ -33,12 +33,17 @@ def models(entries: Sequence[ModelHealth], repository: Path) -> Iterator[Finding
 
 
 def _is_here(entries: Sequence[ModelHealth], repository: Path) -> bool:
-    """Whether the workers' repository can be looked at. A `models` where we happen to stand need not be theirs."""
+    """Whether the workers' repository can be looked at.
+
+    An empty folder need not be theirs (the API's container has one), nor a `models` where we happen to stand.
+    """
     if not repository.is_dir():
         return False
-    return (
-        repository.is_absolute() or not entries or any((repository / e.ref.replace("@", "/")).is_dir() for e in entries)
-    )
+    if not entries:
+        return True
+    if repository.is_absolute():
+        return any(repository.iterdir())
+    return any((repository / e.ref.replace("@", "/")).is_dir() for e in entries)
 
 
 def _unloadable(entries: Sequence[ModelHealth], repository: Path) -> Iterator[Finding]:

@@ -275,12 +275,15 @@ def test_it_is_said_why_jobs_wait(workers: list[dict[str, Any]], fault: str, adv
 
 
 def test_a_models_folder_where_we_stand_need_not_be_the_workers(tmp_path: Path) -> None:
-    """An unset BATCHLINE_MODELS means ./models: without any file of the catalogue it is somebody else's."""
+    """An unset BATCHLINE_MODELS means ./models: without any file of the catalogue it is somebody else's. So is an empty
+    one, as the API's container has it."""
     (tmp_path / "models").mkdir()
     (here,) = diagnosis.models([an_entry()], Path("models"))
-    (named,) = diagnosis.models([an_entry()], tmp_path / "models")
-    assert (here.well, named.well) == (True, False)
-    assert "digits@1 cannot be loaded" in named.detail
+    (empty,) = diagnosis.models([an_entry()], tmp_path / "models")
+    assert (here.well, empty.well) == (True, True)
+    (tmp_path / "models" / "notes.txt").write_text("x")
+    found = list(diagnosis.models([an_entry()], tmp_path / "models"))
+    assert any("digits@1 cannot be loaded" in f.detail and not f.well for f in found)
 
 
 def test_a_patient_that_cannot_be_looked_at_does_not_end_the_visit(
