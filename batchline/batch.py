@@ -233,19 +233,16 @@ PRIORITY_STEP_BULK_S = 3600.0
 """How many seconds of waiting one step of priority is worth among slices."""
 
 
-def slice_rank_us(start: float, cost_s: float, number: int, priority: int, deadline: float | None) -> int:
-    """The rank of slice `number`: a batch runs ahead of the clock by the cost of what it has got already.
-
-    So batches that run at the same time take turns, each at the pace of its virtual time, whenever they came.
+def slice_rank_us(start: float, priority: int, deadline: float | None) -> int:
+    """The rank of a slice.
 
     Args:
-        start: epoch seconds at which the batch was planned.
-        cost_s: seconds of the pool that one slice costs.
-        number: of the slice, from 0.
+        start: its virtual start in epoch seconds: when the batch was planned, plus what the slices before it cost. So
+            batches that run at the same time take turns, whenever they came.
         priority: 0 (first) to 9.
         deadline: epoch seconds by which the batch should be finished, or None.
     """
-    wanted = start + number * cost_s + (priority - DEFAULT_PRIORITY) * PRIORITY_STEP_BULK_S
+    wanted = start + (priority - DEFAULT_PRIORITY) * PRIORITY_STEP_BULK_S
     if deadline is not None:
         wanted = min(wanted, deadline - DEADLINE_MARGIN_S)
     return int(wanted * 1e6)

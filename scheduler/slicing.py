@@ -115,4 +115,4 @@ def slices_again(
 
 def _slice(made: Slice, rows: int, before: int, pace: Pace) -> NewSlice:
     start = pace.start + before * pace.row_s
-    return NewSlice(new_job_id(), slice_rank_us(start, 0.0, made.number, pace.priority, pace.deadline), rows, made)
+    return NewSlice(new_job_id(), slice_rank_us(start, pace.priority, pace.deadline), rows, made)

@@ -7,6 +7,8 @@ import os
 import sys
 import threading
 import time
+import uuid
+from collections.abc import Callable
 
 from batchline import logs, metrics, settings
 from batchline.errors import BatchlineError, StoreUnavailableError
@@ -41,8 +43,7 @@ def main() -> int:
     own = open_store(config.database_url, connections=1, statement_timeout_s=_HEART_STATEMENT_S)
     hints = Hints(config.redis_url)
     nudger = CeleryNudger(config.redis_url, hints)
-    device, sizes, turns, draining = Device(), Sizes(), Turns(), threading.Event()
-    predictor = Predictor(device, sizes)
+    device, turns = Device(), Turns()
     models = Models(
         config.models,
         store.catalogue,
@@ -50,28 +51,15 @@ def main() -> int:
         limit_bytes=config.models_limit_bytes,
     )
     heart = Heart(own.workers, config, loaded=models.refs, done=turns.done)
-    run_slice = SliceRunner(
+    engine = _engine(
         config,
-        claims=store.claims,
-        slices=store.slices,
-        open_work=Works(config, store.results).open,
-        predictor=predictor,
-        pace=BulkSizes(sizes, bulk_s=config.bulk_ms / 1000),
-        turns=turns,
-        draining=draining,
-    )
-    engine = Engine(
-        config,
-        claims=store.claims,
-        models=models,
-        predictor=predictor,
-        sizes=sizes,
+        store,
+        models,
+        device=device,
         turns=turns,
         hints=hints,
         nudger=nudger,
         worker_id=lambda: heart.worker_id,
-        run_slice=run_slice,
-        draining=draining,
     )
     heart.start()
     device.watch()
@@ -104,6 +92,45 @@ def main() -> int:
         device.close()
         store.close()
         own.close()
+
+
+def _engine(
+    config: Settings,
+    store: Store,
+    models: Models,
+    *,
+    device: Device,
+    turns: Turns,
+    hints: Hints,
+    nudger: CeleryNudger,
+    worker_id: Callable[[], uuid.UUID],
+) -> Engine:
+    """The stations of both lanes, over one device."""
+    sizes, draining = Sizes(), threading.Event()
+    predictor = Predictor(device, sizes)
+    run_slice = SliceRunner(
+        config,
+        claims=store.claims,
+        slices=store.slices,
+        open_work=Works(config, store.results).open,
+        predictor=predictor,
+        pace=BulkSizes(sizes, bulk_s=config.bulk_ms / 1000),
+        turns=turns,
+        draining=draining,
+    )
+    return Engine(
+        config,
+        claims=store.claims,
+        models=models,
+        predictor=predictor,
+        sizes=sizes,
+        turns=turns,
+        hints=hints,
+        nudger=nudger,
+        worker_id=worker_id,
+        run_slice=run_slice,
+        draining=draining,
+    )
 
 
 def _prepare(config: Settings, store: Store, models: Models, engine: Engine) -> None:
