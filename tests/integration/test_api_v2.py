@@ -216,7 +216,7 @@ def test_broken_requests(api: Running, case: str) -> None:
     response = api.call("POST", "/v2/models/digits/infer", content=body, headers=headers)
     assert (response.status_code, list(response.json())) == (status, ["error"])
     assert re.search(TOLD[case], response.json()["error"])
-    assert response.elapsed.total_seconds() < 1
+    assert response.elapsed.total_seconds() < 5
     assert api.jobs() == before
 
 

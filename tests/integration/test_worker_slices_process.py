@@ -17,6 +17,8 @@ from worker_process import DYING, PRODUCT, Worker, a_worker, until
 from worker_rig import Rig
 
 from batchline.batch import Input, Output
+from batchline.data import open_sink, places_of
+from batchline.data.contract import SinkContext
 from batchline.store import Store
 
 DEADLY = 666.0
@@ -78,19 +80,17 @@ def test_a_worker_killed_in_a_slice_costs_time_and_no_row(rig: Rig, worker: Work
 
     until(ended, worker)
     worker.end(signal.SIGTERM)
-    for job, _, number, staged in rig.store.slices.unpublished(limit=10):
-        a_sink(rig, batch, tmp_path).publish(number, staged)
-        rig.store.slices.published([job])
+    publish_rest(rig, batch, tmp_path)
     assert keys(tmp_path) == list(range(ROWS))
 
 
-def a_sink(rig: Rig, batch: Any, tmp_path: Path) -> Any:
-    """The batch's sink as a scheduler opens it."""
-    from batchline.data import open_sink, places_of
-    from batchline.data.contract import SinkContext
-
+def publish_rest(rig: Rig, batch: Any, tmp_path: Path) -> None:
+    """Publish what workers finished and did not live to publish, as a scheduler does."""
     output = Output(uri=f"file://{tmp_path / 'data' / 'out'}/", format="parquet")
-    return open_sink(output, places_of(rig.settings), SinkContext(batch, "id"))
+    sink = open_sink(output, places_of(rig.settings), SinkContext(batch, "id"))
+    for job, _, number, staged in rig.store.slices.unpublished(limit=10):
+        sink.publish(number, staged)
+        rig.store.slices.published([job])
 
 
 def test_rows_that_kill_the_process_are_poison_and_all_others_succeed(rig: Rig, worker: Worker, tmp_path: Path) -> None:
@@ -108,6 +108,8 @@ def test_rows_that_kill_the_process_are_poison_and_all_others_succeed(rig: Rig, 
         return not {"queued", "running"} & statuses(rig, batch)
 
     until(ended, worker, 120)
+    worker.end(signal.SIGTERM)
+    publish_rest(rig, batch, tmp_path)
     assert statuses(rig, batch) == {"succeeded"}
     assert keys(tmp_path) == [n for n in range(ROWS) if n not in deadly]
     errors = pq.read_table(next((tmp_path / "data" / "out").glob("errors-*.parquet"))).to_pylist()

@@ -29,7 +29,7 @@ def test_many_wildcards_do_not_hang(pattern: str) -> None:
     """A pattern that a regular expression would try for ever is answered at once."""
     began = time.monotonic()
     assert not glob_matcher(pattern).fullmatch("/" + "a" * 200 + "/" + "a" * 200 + ".parquet")
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize(
