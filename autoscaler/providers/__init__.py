@@ -1,0 +1,1 @@
+"""Where workers are launched: providers behind one contract."""

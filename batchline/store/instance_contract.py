@@ -1,0 +1,214 @@
+"""The ledger of machines: what the autoscaler asked providers for, what it got, and what it decided."""
+
+from __future__ import annotations
+
+import enum
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+
+class InstanceStatus(enum.StrEnum):
+    """Where an instance is in its life; it only moves down this list."""
+
+    STARTING = "starting"
+    """The provider has given it; no worker on it has registered yet."""
+    SERVING = "serving"
+    DRAINING = "draining"
+    """Its workers claim nothing new; it is stopped when they hold nothing."""
+    STOPPING = "stopping"
+    """The provider is to end it; asked again until it is gone."""
+    GONE = "gone"
+
+
+@dataclass(frozen=True, slots=True)
+class NewInstance:
+    """An instance as its provider tells of it."""
+
+    id: str
+    """The provider's name of it; the worker's row carries the same (BATCHLINE_INSTANCE)."""
+    kind: str = ""
+    """What is paid for: an instance type."""
+    zone: str = ""
+    market: str = "on_demand"
+    """`spot` or `on_demand`."""
+    price_per_hour: float = 0.0
+    on_demand_per_hour: float = 0.0
+    """What the same kind costs on demand: spot savings are counted against it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """An intent, written before the provider is asked. Its id is the idempotency token of the call.
+
+    Attributes:
+        id: ClientToken and tag.
+        pool: whose workers.
+        provider: which adapter.
+        count: instances wanted by this launch.
+        total: instances of the pool wanted in all, this launch included: for providers that are told totals.
+        created_at: when it was meant.
+        tries: calls so far.
+        instances: how many it has brought.
+    """
+
+    id: uuid.UUID
+    pool: str
+    provider: str
+    count: int
+    total: int
+    created_at: datetime
+    tries: int = 0
+    instances: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One machine or process that was launched; times by the database's clock."""
+
+    id: str
+    pool: str
+    provider: str
+    launch_id: uuid.UUID | None
+    """None: it was found by its tags, of a launch that is not known any more."""
+    status: InstanceStatus
+    kind: str
+    zone: str
+    market: str
+    price_per_hour: float
+    on_demand_per_hour: float
+    launched_at: datetime
+    registered_at: datetime | None
+    draining_at: datetime | None
+    gone_at: datetime | None
+    reason: str
+    """Why it was drained or stopped."""
+    age_s: float
+    """Since launched_at, now or when it was gone."""
+    workers: int
+    """Live worker processes on it."""
+    running: int
+    """Jobs and slices that they hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """One decision, as it is kept for `GET /v1/autoscaler` and `batchline autoscaler record`."""
+
+    at: datetime
+    pool: str
+    desired: int
+    reason: str
+    signals: dict[str, float]
+    """The numbers it was made from: queued_rows, bulk_rows, running_rows, oldest_age_s, arrived_rows, done_rows,
+    workers, pending, draining, rows_per_s."""
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Counts of one pool that only grow, and what has a deadline.
+
+    Attributes:
+        arrived_rows: of online jobs created since `since` (see `Instances.totals`).
+        done_rows: of all jobs, as workers have reported them with their heartbeats.
+        running_rows: claimed and not finished.
+        rows_per_s: of one worker as last measured by any, dead or alive; 0 when never.
+        demands: (seconds from now, rows queued or running of slices due until then), earliest first.
+    """
+
+    pool: str
+    arrived_rows: int
+    done_rows: int
+    running_rows: int
+    rows_per_s: float
+    demands: tuple[tuple[float, int], ...]
+
+
+class Instances(Protocol):
+    """The ledger. `leader` is the holder of the lease `autoscaler`: who has lost it writes nothing."""
+
+    def intend(
+        self, leader: uuid.UUID, launch_id: uuid.UUID, *, pool: str, provider: str, count: int, most: int
+    ) -> Launch | None:
+        """Write an intent of up to `count` instances, as far as `most` allows.
+
+        Instances that are not gone and what unsettled launches may still bring count towards `most`, under a lock.
+
+        Returns:
+            The launch, with the count that is allowed; None when that is 0, or `leader` does not lead.
+        """
+        ...
+
+    def unsettled(self) -> list[Launch]:
+        """Intents whose outcome is not known, oldest first: to be called again with the same id."""
+        ...
+
+    def tried(self, launch_id: uuid.UUID, error: str) -> None:
+        """A call failed, with or without effect: count it and keep why. The launch stays unsettled."""
+        ...
+
+    def settle(self, launch_id: uuid.UUID, brought: Sequence[NewInstance], *, error: str = "") -> None:
+        """The outcome is known, be it nothing: enter the instances; once, whoever repeats it."""
+        ...
+
+    def adopt(self, pool: str, provider: str, launch_id: uuid.UUID | None, found: NewInstance) -> bool:
+        """Enter an instance that was found by its tags and is not known. False if it is known."""
+        ...
+
+    def registered(self) -> int:
+        """Move STARTING to SERVING where a live worker names the instance. Returns how many."""
+        ...
+
+    def drain(self, leader: uuid.UUID, pool: str, count: int, reason: str, *, billing_s: float = 0.0) -> list[str]:
+        """Choose up to `count` instances to give up, and tell their workers.
+
+        Those without workers first, then idle ones nearest the end of a paid period of `billing_s`, then those that
+        hold least. Marks their workers as draining in the same statement.
+        """
+        ...
+
+    def drained(self, leader: uuid.UUID) -> list[Instance]:
+        """Move DRAINING to STOPPING where no worker lives, or each has seen that it drains and holds no job.
+
+        Returns:
+            Every instance that is STOPPING: the provider is to end them, again if it was asked before.
+        """
+        ...
+
+    def stop(self, leader: uuid.UUID, instance_id: str, reason: str) -> bool:
+        """Move an instance to STOPPING at once: it never registered, or is an orphan. False if it holds jobs."""
+        ...
+
+    def gone(self, instance_ids: Sequence[str], reason: str) -> int:
+        """Move to GONE what the provider says is no more, and bury its workers."""
+        ...
+
+    def list(self, *, pool: str | None = None, gone_within_s: float = 0.0) -> list[Instance]:
+        """Instances that are not gone, and those gone since, by launch time."""
+        ...
+
+    def launches_within(self, pool: str, seconds: float) -> int:
+        """Instances asked for since then: for the limit of launches an hour."""
+        ...
+
+    def cost_since(self, pool: str, since: datetime) -> float:
+        """Instance-hours times price from then to now."""
+        ...
+
+    def decided(self, scaling: Scaling, *, kept_s: float = 7 * 86400.0) -> None:
+        """Keep a decision; those older than `kept_s` go."""
+        ...
+
+    def decisions(self, *, pool: str | None = None, limit: int = 100, since: datetime | None = None) -> list[Scaling]:
+        """Newest first."""
+        ...
+
+    def totals(self, since: datetime) -> list[Totals]:
+        """Of every pool with a model or a worker.
+
+        Args:
+            since: moment from which arrivals are counted; the autoscaler's own start, at most an hour ago.
+        """
+        ...
