@@ -93,6 +93,9 @@ class Settings:
     file_bytes: int = 512 * 2**20
     """Of one uploaded file."""
 
+    autoscaler: str = ""
+    """The autoscaler's configuration, a TOML file; without it the autoscaler only says what it would do."""
+
     connections: int = 6
     """Postgres connections that this process may hold at most."""
 
