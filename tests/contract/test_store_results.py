@@ -138,3 +138,20 @@ def test_a_batch_is_complete_when_it_has_ended(store, model, worker):
     store.batches.end(batch_stack.HOLDER, batch, BatchStatus.COMPLETED)
     assert store.results.complete(batch)
     assert _read(store, batch) == [0]
+
+
+def test_lines_are_stored_small_and_read_as_they_came(store, model, worker):
+    """As zstd frames where that shrinks them; lines that were stored plainly are read all the same."""
+    batch = batch_stack.planned(store, model, [200])
+    (job,) = batch_stack.claimed(store, worker, model)
+    many, one, old = _chunk(range(198)), Chunk(198, 1, b'{"row":198}\n'), Chunk(199, 1, b'{"row":199}\n')
+    store.results.write(job.id, job.attempt, [many, one])
+    store.db.run(
+        "INSERT INTO batch_lines (job_id, attempt, first_row, rows, lines) VALUES (%(job)s, 1, 199, 1, %(x)s)",
+        {"job": job.id, "x": old.lines},
+    )
+    store.slices.finish(worker, batch_stack.finished(job))
+    sizes = [n for (n,) in store.db.run("SELECT length(lines) FROM batch_lines ORDER BY first_row")]
+    assert sizes[0] < len(many.lines) / 5
+    assert sizes[1:] == [len(one.lines), len(old.lines)]
+    assert b"".join(store.results.read(batch, after=-1, limit=999)) == many.lines + one.lines + old.lines
