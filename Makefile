@@ -23,8 +23,8 @@ demo: install  ## The whole system on this machine: real models, real rows, resu
 demo-nightly: install  ## A schedule scores a Postgres table into a table of scores; checked; stops by itself
 	@$(BIN)/python examples/churn.py
 
-test: install  ## Every test but chaos; starts and stops its own Postgres and Valkey
-	@$(BIN)/python -m pytest
+test: install  ## Every test but chaos, a process for each core; starts and stops its own Postgres and Valkey
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 25
 
 up: install  ## Start the system and leave it running (API :8000, Flower :5555)
 	@$(BIN)/batchline up
