@@ -102,6 +102,7 @@ class OpsRoutes:
                 "draining": w.draining,
                 "models": w.models.split(),
                 "rows_per_s": w.rows_per_s,
+                "instance": w.instance or None,
             }
             for w in views
         ]

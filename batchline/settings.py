@@ -44,6 +44,8 @@ class Settings:
 
     pool: str = "cpu"
     """Which pool this worker serves."""
+    instance: str = ""
+    """The autoscaler's name of the machine or process that this worker runs on; whoever launches it sets it."""
     device: str = "cpu"
     """`cpu` or `cuda[:N]`; a silent fall-back from CUDA to CPU is an error."""
     concurrency: int = 3

@@ -104,8 +104,8 @@ def done(job: Any, status: Status = Status.SUCCEEDED, **changes: Any) -> Finishe
     return FinishedJob(**fields | changes)
 
 
-def a_worker(store: Store, *, pool: str = "cpu", lease_s: float = 30.0) -> uuid.UUID:
+def a_worker(store: Store, *, pool: str = "cpu", lease_s: float = 30.0, instance: str = "") -> uuid.UUID:
     """The id of a registered, live worker."""
     worker_id = uuid.uuid4()
-    store.workers.register(worker_id, host="here", pid=1, pool=pool, device="cpu", lease_s=lease_s)
+    store.workers.register(worker_id, host="here", pid=1, pool=pool, device="cpu", lease_s=lease_s, instance=instance)
     return worker_id

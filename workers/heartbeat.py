@@ -15,7 +15,7 @@ from pathlib import Path
 from batchline.errors import StoreUnavailableError
 from batchline.job import Lane
 from batchline.settings import Settings
-from batchline.store.contract import Workers
+from batchline.store.contract import Pulse, Workers
 
 log = logging.getLogger("workers")
 
@@ -71,6 +71,9 @@ class Heart:
         self._loaded = loaded
         self._done = done
         self._rates = {lane: Rate() for lane in Lane}
+        self._rate = 0.0
+        self._rows_before = 0
+        """Rows that former ids of this process have counted."""
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self.worker_id = uuid.uuid4()
@@ -82,10 +85,11 @@ class Heart:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the lease now: what is still in hand is for others."""
+        """Tell the last rows and end the lease now: what is still in hand is for others."""
         self._closed.set()
         self._thread.join(timeout=5.0)
         try:
+            self._tell()
             self._workers.bury([self.worker_id])
         except StoreUnavailableError as e:
             log.info("lease not ended; it runs out by itself", extra={"error": e.detail})
@@ -93,7 +97,13 @@ class Heart:
     def _register(self) -> None:
         s = self._settings
         self._workers.register(
-            self.worker_id, host=host_identity(), pid=os.getpid(), pool=s.pool, device=s.device, lease_s=s.lease_s
+            self.worker_id,
+            host=host_identity(),
+            pid=os.getpid(),
+            pool=s.pool,
+            device=s.device,
+            lease_s=s.lease_s,
+            instance=s.instance,
         )
         log.info("worker registered", extra={"worker_id": str(self.worker_id), "pool": s.pool, "device": s.device})
 
@@ -117,20 +127,32 @@ class Heart:
             before = now
             try:
                 # What jobs wait for is the online rate: slices, a hundred times as fast, must not brighten it.
-                self._beat(rates[Lane.ONLINE] or rates[Lane.BULK])
+                self._rate = rates[Lane.ONLINE] or rates[Lane.BULK]
+                self._beat()
                 wait_s = self._settings.heartbeat_s
             except StoreUnavailableError as e:
                 log.warning("heartbeat failed", extra={"error": e.detail})
                 wait_s = min(_RETRY_S, self._settings.heartbeat_s)
 
-    def _beat(self, rate: float) -> None:
-        if self._workers.heartbeat(
-            self.worker_id, lease_s=self._settings.lease_s, models=self._loaded(), rows_per_s=rate
-        ):
+    def _beat(self) -> None:
+        if self._tell() is not Pulse.LOST:
             return
         log.warning("lease ran out; coming back under a new id", extra={"worker_id": str(self.worker_id)})
+        self._rows_before = self._rows()
         self.worker_id = uuid.uuid4()
         self._register()
+
+    def _tell(self) -> Pulse:
+        return self._workers.heartbeat(
+            self.worker_id,
+            lease_s=self._settings.lease_s,
+            models=self._loaded(),
+            rows_per_s=self._rate,
+            rows_done=self._rows() - self._rows_before,
+        )
+
+    def _rows(self) -> int:
+        return sum(self._done(lane)[0] for lane in Lane)
 
 
 def _is_gone(pid: int) -> bool:

@@ -13,6 +13,8 @@ from batchline.store import (
     claims,
     contract,
     files,
+    instance_contract,
+    instances,
     jobs,
     schedules,
     slices,
@@ -23,7 +25,7 @@ from batchline.store.postgres import Database
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Ten rooms over one pool of connections; a process takes the rooms it needs."""
+    """Eleven rooms over one pool of connections; a process takes the rooms it needs."""
 
     db: Database
     jobs: contract.Jobs
@@ -36,6 +38,7 @@ class Store:
     results: batch_contract.Results
     files: batch_contract.Files
     schedules: batch_contract.Schedules
+    instances: instance_contract.Instances
 
     def close(self) -> None:
         self.db.close()
@@ -60,4 +63,5 @@ def store_on(db: Database) -> Store:
         batch_results.Results(db),
         files.Files(db),
         schedules.Schedules(db),
+        instances.Instances(db),
     )

@@ -110,9 +110,21 @@ WITH old AS MATERIALIZED (
 DELETE FROM idempotency_keys k USING old WHERE k.tenant_id = old.tenant_id AND k.key = old.key RETURNING 1
 """
 
+# Totals of a pool must not shrink, nor its speed be forgotten, when its workers are.
 _PRUNE_WORKERS = """
-DELETE FROM workers w WHERE w.lease_until < now() - interval '1 day'
-  AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.worker_id = w.id AND j.status = 'running') RETURNING 1
+WITH old AS (
+  DELETE FROM workers w WHERE w.lease_until < now() - interval '1 day'
+    AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.worker_id = w.id AND j.status = 'running')
+  RETURNING w.pool, w.rows_done, w.rows_per_s, w.heartbeat_at
+), kept AS (
+  INSERT INTO pools AS p (name, rows_done, rows_per_s)
+  SELECT pool, sum(rows_done),
+    coalesce((array_agg(rows_per_s ORDER BY heartbeat_at DESC) FILTER (WHERE rows_per_s > 0))[1], 0)
+  FROM old GROUP BY pool ORDER BY pool
+  ON CONFLICT (name) DO UPDATE SET rows_done = p.rows_done + excluded.rows_done,
+    rows_per_s = CASE WHEN excluded.rows_per_s > 0 THEN excluded.rows_per_s ELSE p.rows_per_s END
+)
+SELECT 1 FROM old
 """
 
 _QUEUED = (

@@ -8,6 +8,7 @@ measured by the database's clock. `tests/contract` holds every line of this page
 
 from __future__ import annotations
 
+import enum
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,6 +52,16 @@ class Failure:
     delay_s: float
 
 
+class Pulse(enum.Enum):
+    """What a worker learns from its heartbeat."""
+
+    LIVE = "live"
+    DRAINING = "draining"
+    """It lives, and is to claim nothing more, finish what it holds, and end."""
+    LOST = "lost"
+    """The lease had run out: others may have the jobs; come back under a new id."""
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerView:
     """One process incarnation as its row tells it."""
@@ -66,6 +77,8 @@ class WorkerView:
     draining: bool
     models: str
     rows_per_s: float
+    instance: str
+    """The ledger's name of the machine or process it runs on; empty for one that nobody launched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,15 +265,26 @@ class Claims(Protocol):
 class Workers(Protocol):
     """Who is believed alive. Used by workers and by the scheduler's leader."""
 
-    def register(self, worker_id: uuid.UUID, *, host: str, pid: int, pool: str, device: str, lease_s: float) -> None:
-        """Begin one incarnation, live for `lease_s`; an id that is known stays as it is."""
+    def register(
+        self, worker_id: uuid.UUID, *, host: str, pid: int, pool: str, device: str, lease_s: float, instance: str = ""
+    ) -> None:
+        """Begin one incarnation, live for `lease_s`; an id that is known stays as it is.
+
+        On an instance that is being given up (see `instance_contract`) it drains from the start.
+        """
         ...
 
-    def heartbeat(self, worker_id: uuid.UUID, *, lease_s: float, models: str, rows_per_s: float) -> bool:
-        """Renew the lease for `lease_s` from now, and say what is loaded (refs, space-separated) and how fast it goes.
+    def heartbeat(
+        self, worker_id: uuid.UUID, *, lease_s: float, models: str, rows_per_s: float, rows_done: int = 0
+    ) -> Pulse:
+        """Renew the lease for `lease_s` from now, unless it had run out.
 
-        Returns:
-            False if the lease had run out: others may have the jobs; come back under a new id.
+        Args:
+            worker_id: of this incarnation.
+            lease_s: how long it is believed alive from now on.
+            models: refs of what is loaded, space-separated.
+            rows_per_s: how fast it goes.
+            rows_done: predicted and written since it registered.
         """
         ...
 

@@ -112,10 +112,11 @@ class Totals:
 
     Attributes:
         arrived_rows: of online jobs created since `since` (see `Instances.totals`).
-        done_rows: of all jobs, as workers have reported them with their heartbeats.
-        running_rows: claimed and not finished.
-        rows_per_s: of one worker as last measured by any, dead or alive; 0 when never.
-        demands: (seconds from now, rows queued or running of slices due until then), earliest first.
+        done_rows: of all jobs ever, as workers have reported them with their heartbeats.
+        running_rows: claimed and not finished; of a slice what is left of it.
+        rows_per_s: of one worker: the mean of the live ones, else as last measured by any; 0 when never.
+        demands: (seconds from now, rows queued or running of slices due until then), earliest first. Paused batches
+            have none.
     """
 
     pool: str
@@ -137,7 +138,8 @@ class Instances(Protocol):
         Instances that are not gone and what unsettled launches may still bring count towards `most`, under a lock.
 
         Returns:
-            The launch, with the count that is allowed; None when that is 0, or `leader` does not lead.
+            The launch, with the count that is allowed; None when that is 0, or `leader` does not lead. Repeated with
+            an id that is known, it answers with that launch as it stands.
         """
         ...
 
@@ -154,7 +156,7 @@ class Instances(Protocol):
         ...
 
     def adopt(self, pool: str, provider: str, launch_id: uuid.UUID | None, found: NewInstance) -> bool:
-        """Enter an instance that was found by its tags and is not known. False if it is known."""
+        """Enter an instance that was found by its tags and is not known. False if it is known, be it as gone."""
         ...
 
     def registered(self) -> int:
@@ -164,13 +166,17 @@ class Instances(Protocol):
     def drain(self, leader: uuid.UUID, pool: str, count: int, reason: str, *, billing_s: float = 0.0) -> list[str]:
         """Choose up to `count` instances to give up, and tell their workers.
 
-        Those without workers first, then idle ones nearest the end of a paid period of `billing_s`, then those that
-        hold least. Marks their workers as draining in the same statement.
+        Those without workers first, then those that hold least; among equals the nearest to the end of a paid period
+        of `billing_s`, then the youngest. Their workers are marked as draining in the same transaction: they claim
+        nothing from then on, learn of it with their next heartbeat, finish what they hold, end their lease and exit.
+        A worker that registers later on such an instance drains from its first moment.
         """
         ...
 
     def drained(self, leader: uuid.UUID) -> list[Instance]:
-        """Move DRAINING to STOPPING where no worker lives, or each has seen that it drains and holds no job.
+        """Move DRAINING to STOPPING where no worker lives and no job is held by any, dead or alive.
+
+        A worker ends its lease when no claim of its is under way and nothing is in hand, so none can come up after.
 
         Returns:
             Every instance that is STOPPING: the provider is to end them, again if it was asked before.
@@ -178,7 +184,12 @@ class Instances(Protocol):
         ...
 
     def stop(self, leader: uuid.UUID, instance_id: str, reason: str) -> bool:
-        """Move an instance to STOPPING at once: it never registered, or is an orphan. False if it holds jobs."""
+        """Move an instance to STOPPING at once: it never registered, or is an orphan.
+
+        Returns:
+            True if it is STOPPING. False if a worker lives on it or a job is held: then it is drained, and `drained` will
+            tell of it. Also False if it is unknown or gone, or `leader` does not lead.
+        """
         ...
 
     def gone(self, instance_ids: Sequence[str], reason: str) -> int:
@@ -190,7 +201,7 @@ class Instances(Protocol):
         ...
 
     def launches_within(self, pool: str, seconds: float) -> int:
-        """Instances asked for since then: for the limit of launches an hour."""
+        """Instances that launches since then have brought or may still bring: for the limit of launches an hour."""
         ...
 
     def cost_since(self, pool: str, since: datetime) -> float:
@@ -209,6 +220,7 @@ class Instances(Protocol):
         """Of every pool with a model or a worker.
 
         Args:
-            since: moment from which arrivals are counted; the autoscaler's own start, at most an hour ago.
+            since: moment from which arrivals are counted. Reads the online jobs since then, so move it on every minute:
+                add to what was counted what `totals(old)` has more than `totals(new)`, with `new` some seconds ago.
         """
         ...

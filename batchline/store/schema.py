@@ -1,7 +1,8 @@
 """The tables, as SQLAlchemy Core sees them; a test holds them equal to what the migrations make.
 
 `jobs` is narrow and updated three times a job; what is large is inserted once beside it (`job_inputs`, `job_results`).
-A slice of a batch is a job of lane `bulk` and a row of `slices` beside it.
+A slice of a batch is a job of lane `bulk` and a row of `slices` beside it. An instance is a machine or process that the
+autoscaler has launched; its workers name it.
 """
 
 from __future__ import annotations
@@ -29,16 +30,19 @@ from sqlalchemy.dialects.postgresql import ARRAY, ENUM, JSON
 
 from batchline.batch import BatchStatus
 from batchline.job import Lane, Status
+from batchline.store.instance_contract import InstanceStatus
 
 metadata = MetaData()
 
 _LANE = ENUM(*[lane.value for lane in Lane], name="job_lane")
 _STATUS = ENUM(*[status.value for status in Status], name="job_status")
 _BATCH_STATUS = ENUM(*[status.value for status in BatchStatus], name="batch_status")
+_INSTANCE_STATUS = ENUM(*[status.value for status in InstanceStatus], name="instance_status")
 _AT = DateTime(timezone=True)
 _NOW = text("now()")
 _FALSE = text("false")
 _ZERO = text("0")
+_EMPTY = text("''")
 
 tenants = Table(
     "tenants",
@@ -88,6 +92,17 @@ workers = Table(
     Column("draining", Boolean, nullable=False, server_default=_FALSE),
     Column("models", String, nullable=False, server_default="", comment="loaded model refs, space-separated"),
     Column("rows_per_s", Float, nullable=False, server_default=_ZERO),
+    Column("instance", String, nullable=False, server_default=_EMPTY),
+    Column("rows_done", BigInteger, nullable=False, server_default=_ZERO),
+    Index("workers_instance", "instance", postgresql_where=text("instance <> ''")),
+)
+
+pools = Table(
+    "pools",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("rows_done", BigInteger, nullable=False, server_default=_ZERO, comment="by pruned workers"),
+    Column("rows_per_s", Float, nullable=False, server_default=_ZERO, comment="of the last one pruned"),
 )
 
 jobs = Table(
@@ -322,4 +337,54 @@ schedule_runs = Table(
     Column("created_at", _AT, nullable=False, server_default=_NOW),
     Index("schedule_runs_old", "created_at"),
     Index("schedule_runs_queued", "schedule_id", "fire_at", postgresql_where=text("outcome = 'queued'")),
+)
+
+launches = Table(
+    "launches",
+    metadata,
+    Column("id", Uuid, primary_key=True, comment="the token of the provider's call, and its tag"),
+    Column("pool", String, nullable=False),
+    Column("provider", String, nullable=False),
+    Column("count", Integer, nullable=False, comment="instances wanted"),
+    Column("total", Integer, nullable=False, comment="of the pool, these included"),
+    Column("created_at", _AT, nullable=False, server_default=_NOW),
+    Column("tries", Integer, nullable=False, server_default=_ZERO, comment="calls that failed"),
+    Column("error", String, nullable=False, server_default=_EMPTY, comment="why, the last time"),
+    Column("settled_at", _AT, comment="the outcome is known"),
+    Index("launches_open", "created_at", postgresql_where=text("settled_at IS NULL")),
+    Index("launches_pool", "pool", "created_at"),
+)
+
+instances = Table(
+    "instances",
+    metadata,
+    Column("id", String, primary_key=True, comment="the provider's name of it"),
+    Column("pool", String, nullable=False),
+    Column("provider", String, nullable=False),
+    Column("launch_id", Uuid),
+    Column("status", _INSTANCE_STATUS, nullable=False),
+    Column("kind", String, nullable=False, comment="what is paid for"),
+    Column("zone", String, nullable=False),
+    Column("market", String, nullable=False, comment="spot or on_demand"),
+    Column("price_per_hour", Float, nullable=False),
+    Column("on_demand_per_hour", Float, nullable=False),
+    Column("launched_at", _AT, nullable=False, server_default=_NOW),
+    Column("registered_at", _AT, comment="its first worker did"),
+    Column("draining_at", _AT),
+    Column("gone_at", _AT),
+    Column("reason", String, nullable=False, server_default=_EMPTY, comment="why it was given up"),
+    Index("instances_open", "pool", "status", postgresql_where=text("status <> 'gone'")),
+    Index("instances_gone", "gone_at", postgresql_where=text("status = 'gone'")),
+    Index("instances_launch", "launch_id"),
+)
+
+scalings = Table(
+    "scalings",
+    metadata,
+    Column("pool", String, primary_key=True),
+    Column("at", _AT, primary_key=True),
+    Column("desired", Integer, nullable=False),
+    Column("reason", String, nullable=False),
+    Column("signals", JSON, nullable=False, comment="{name: number}"),
+    Index("scalings_at", "at"),
 )

@@ -5,24 +5,28 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 
-from batchline.store.contract import WorkerView
+from batchline.store.contract import Pulse, WorkerView
 from batchline.store.postgres import Database
 
+# On an instance that is given up a worker drains from its first moment; who gives it up right now is waited for.
 _REGISTER = """
-INSERT INTO workers (id, host, pid, pool, device, lease_until)
-VALUES (%(id)s, %(host)s, %(pid)s, %(pool)s, %(device)s, now() + %(lease)s * interval '1 second')
+WITH home AS MATERIALIZED (SELECT status FROM instances WHERE id = %(instance)s FOR SHARE)
+INSERT INTO workers (id, host, pid, pool, device, instance, lease_until, draining)
+VALUES (%(id)s, %(host)s, %(pid)s, %(pool)s, %(device)s, %(instance)s, now() + %(lease)s * interval '1 second',
+  EXISTS (SELECT FROM home WHERE status >= 'draining'))
 ON CONFLICT (id) DO NOTHING
 """
 
 # Zero rows: the lease has run out and others may have taken the jobs; the caller must come back under a new id.
 _HEARTBEAT = """
 UPDATE workers SET heartbeat_at = now(), lease_until = now() + %(lease)s * interval '1 second',
-  models = %(models)s, rows_per_s = %(rows_per_s)s
+  models = %(models)s, rows_per_s = %(rows_per_s)s, rows_done = %(rows_done)s
 WHERE id = %(id)s AND lease_until > now() RETURNING draining
 """
 
 _LIST = """
-SELECT id, host, pid, pool, device, started_at, heartbeat_at, lease_until > now(), draining, models, rows_per_s
+SELECT id, host, pid, pool, device, started_at, heartbeat_at, lease_until > now(), draining, models, rows_per_s,
+  instance
 FROM workers WHERE lease_until > now() - interval '1 hour' ORDER BY started_at
 """
 
@@ -43,13 +47,26 @@ class Workers:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    def register(self, worker_id: uuid.UUID, *, host: str, pid: int, pool: str, device: str, lease_s: float) -> None:
+    def register(
+        self, worker_id: uuid.UUID, *, host: str, pid: int, pool: str, device: str, lease_s: float, instance: str = ""
+    ) -> None:
         params = {"id": worker_id, "host": host, "pid": pid, "pool": pool, "device": device, "lease": lease_s}
-        self._db.run(_REGISTER, params)
+        self._db.run(_REGISTER, {**params, "instance": instance})
 
-    def heartbeat(self, worker_id: uuid.UUID, *, lease_s: float, models: str, rows_per_s: float) -> bool:
-        params = {"id": worker_id, "lease": lease_s, "models": models, "rows_per_s": rows_per_s}
-        return bool(self._db.run(_HEARTBEAT, params))
+    def heartbeat(
+        self, worker_id: uuid.UUID, *, lease_s: float, models: str, rows_per_s: float, rows_done: int = 0
+    ) -> Pulse:
+        params = {
+            "id": worker_id,
+            "lease": lease_s,
+            "models": models,
+            "rows_per_s": rows_per_s,
+            "rows_done": rows_done,
+        }
+        rows = self._db.run(_HEARTBEAT, params)
+        if not rows:
+            return Pulse.LOST
+        return Pulse.DRAINING if rows[0][0] else Pulse.LIVE
 
     def drain(self, worker_id: uuid.UUID) -> None:
         self._db.run("UPDATE workers SET draining = true WHERE id = %(id)s", {"id": worker_id})

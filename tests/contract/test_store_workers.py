@@ -8,6 +8,7 @@ import uuid
 import stack
 
 from batchline.store import open_store
+from batchline.store.contract import Pulse
 
 
 def _expire(url, table="workers"):
@@ -21,19 +22,20 @@ def _beat(store, worker, **changes):
 def test_a_heartbeat_renews_and_reports(store):
     """The view shows what it said."""
     worker = stack.a_worker(store)
-    assert _beat(store, worker, models="a@1 b@2", rows_per_s=12.5)
+    assert _beat(store, worker, models="a@1 b@2", rows_per_s=12.5) is Pulse.LIVE
     (view,) = store.workers.list()
     assert (view.id, view.live, view.draining, view.models, view.rows_per_s) == (worker, True, False, "a@1 b@2", 12.5)
+    assert view.instance == ""
 
 
 def test_a_heartbeat_after_the_lease_is_refused(store, database_url):
     """And stays refused: the process must come back under a new id, registering the old one does not help."""
     worker = stack.a_worker(store)
     _expire(database_url)
-    assert not _beat(store, worker)
+    assert _beat(store, worker) is Pulse.LOST
     store.workers.register(worker, host="here", pid=1, pool="cpu", device="cpu", lease_s=30.0)
-    assert not _beat(store, worker)
-    assert not _beat(store, uuid.uuid4())
+    assert _beat(store, worker) is Pulse.LOST
+    assert _beat(store, uuid.uuid4()) is Pulse.LOST
     assert [view.live for view in store.workers.list()] == [False]
 
 
@@ -46,10 +48,10 @@ def test_a_buried_worker_is_dead_and_others_are_not(store):
 
 
 def test_a_draining_worker_lives_on(store):
-    """It finishes what it holds, so its lease is renewed."""
+    """It finishes what it holds, so its lease is renewed; its heartbeat tells it."""
     worker = stack.a_worker(store)
     store.workers.drain(worker)
-    assert _beat(store, worker)
+    assert _beat(store, worker) is Pulse.DRAINING
     assert [(view.live, view.draining) for view in store.workers.list()] == [(True, True)]
 
 

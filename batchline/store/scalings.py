@@ -1,0 +1,97 @@
+"""What the autoscaler decides from, and what it has decided: totals of the pools, and the kept decisions."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from datetime import datetime
+
+import msgspec
+
+from batchline.job import first_id_at
+from batchline.store.instance_contract import Scaling, Totals
+from batchline.store.postgres import Database
+
+_KEEP = """
+WITH old AS (DELETE FROM scalings WHERE at < now() - %(kept)s * interval '1 second')
+INSERT INTO scalings (pool, at, desired, reason, signals)
+VALUES (%(pool)s, %(at)s, %(desired)s, %(reason)s, %(signals)s::json) ON CONFLICT (pool, at) DO NOTHING
+"""
+
+_OF_ALL = """
+SELECT at, pool, desired, reason, signals FROM scalings
+WHERE at >= coalesce(%(since)s::timestamptz, '-infinity') ORDER BY at DESC, pool LIMIT %(limit)s
+"""
+
+_OF_POOL = _OF_ALL.replace("ORDER BY", "AND pool = %(pool)s ORDER BY")
+
+# Ids sort by time of creation: what arrived is a range of the primary key. Of a running slice, what is left of it.
+# What pruned workers did is kept by pool, so the sum never shrinks.
+_TOTALS = """
+WITH arrived AS MATERIALIZED (
+  SELECT model_id, sum(rows) AS rows FROM jobs WHERE id >= %(from)s AND lane = 'online' GROUP BY 1
+), running AS MATERIALIZED (
+  SELECT j.model_id, sum(j.rows - CASE WHEN s.attempt = j.attempt THEN least(s.rows_done, j.rows) ELSE 0 END) AS rows
+  FROM jobs j LEFT JOIN slices s ON s.job_id = j.id AND j.lane = 'bulk' WHERE j.status = 'running' GROUP BY 1
+), of_models AS MATERIALIZED (
+  SELECT m.pool, sum(a.rows) AS arrived, sum(r.rows) AS running
+  FROM models m LEFT JOIN arrived a ON a.model_id = m.id LEFT JOIN running r ON r.model_id = m.id GROUP BY 1
+), of_workers AS MATERIALIZED (
+  SELECT pool, sum(rows_done) AS done, avg(rows_per_s) FILTER (WHERE rows_per_s > 0 AND lease_until > now()) AS rate,
+    (array_agg(rows_per_s ORDER BY heartbeat_at DESC) FILTER (WHERE rows_per_s > 0))[1] AS last_rate
+  FROM workers GROUP BY 1
+)
+SELECT pool, coalesce(m.arrived, 0), coalesce(w.done, 0) + coalesce(p.rows_done, 0), coalesce(m.running, 0),
+  coalesce(w.rate, w.last_rate, p.rows_per_s, 0)
+FROM of_models m FULL JOIN of_workers w USING (pool)
+LEFT JOIN (SELECT name AS pool, rows_done, rows_per_s FROM pools) p USING (pool) ORDER BY pool
+"""
+
+# Slices have the deadline of their batch. Those of a paused one (run_at is infinity) wait for nobody.
+_DEMANDS = """
+WITH due AS MATERIALIZED (
+  SELECT DISTINCT deadline_at FROM batches WHERE ended_at IS NULL AND deadline_at IS NOT NULL
+), waiting AS MATERIALIZED (
+  SELECT j.model_id, j.deadline_at, j.rows FROM due JOIN jobs j ON j.deadline_at = due.deadline_at
+  WHERE j.status = 'queued' AND j.deadline_at IS NOT NULL AND j.lane = 'bulk'
+    AND (j.run_at IS NULL OR j.run_at < 'infinity')
+), running AS MATERIALIZED (
+  SELECT j.model_id, j.deadline_at,
+    j.rows - CASE WHEN s.attempt = j.attempt THEN least(s.rows_done, j.rows) ELSE 0 END AS rows
+  FROM jobs j JOIN slices s ON s.job_id = j.id
+  WHERE j.status = 'running' AND j.lane = 'bulk' AND j.deadline_at IS NOT NULL
+)
+SELECT m.pool, greatest(extract(epoch FROM d.deadline_at - now()), 0)::float8,
+  sum(sum(d.rows)) OVER (PARTITION BY m.pool ORDER BY d.deadline_at)
+FROM (SELECT * FROM waiting UNION ALL SELECT * FROM running) d JOIN models m ON m.id = d.model_id
+GROUP BY m.pool, d.deadline_at ORDER BY m.pool, d.deadline_at
+"""
+
+
+def keep(db: Database, scaling: Scaling, kept_s: float) -> None:
+    """See `Instances.decided`."""
+    params = {
+        "at": scaling.at,
+        "pool": scaling.pool,
+        "desired": scaling.desired,
+        "reason": scaling.reason,
+        "signals": msgspec.json.encode(scaling.signals).decode(),
+        "kept": kept_s,
+    }
+    db.run(_KEEP, params)
+
+
+def read(db: Database, pool: str | None, limit: int, since: datetime | None) -> list[Scaling]:
+    """See `Instances.decisions`."""
+    params = {"pool": pool, "limit": limit, "since": since}
+    return [Scaling(*row) for row in db.run(_OF_ALL if pool is None else _OF_POOL, params)]
+
+
+def totals(db: Database, since: datetime) -> list[Totals]:
+    """See `Instances.totals`."""
+    demands: dict[str, list[tuple[float, int]]] = defaultdict(list)
+    for pool, due_s, rows in db.run(_DEMANDS):
+        demands[pool].append((due_s, int(rows)))
+    return [
+        Totals(pool, int(arrived), int(done), int(running), float(rate), tuple(demands[pool]))
+        for pool, arrived, done, running, rate in db.run(_TOTALS, {"from": first_id_at(since.timestamp())})
+    ]
