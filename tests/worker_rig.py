@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from batchline.settings import Settings
 from batchline.store import Store
 from workers.bulk_sizes import BulkSizes
 from workers.engine import Engine
+from workers.leaving import Leave
 from workers.models import Models
 from workers.predict import Device, Predictor, Sizes
 from workers.runtimes.contract import OpenRuntime
@@ -55,7 +55,7 @@ class Rig:
         self.models = Models(
             repository, store.catalogue, open_runtime or opener("cpu", 1), limit_bytes=self.settings.models_limit_bytes
         )
-        self.sizes, self.turns, self.device, self.draining = Sizes(), Turns(), Device(), threading.Event()
+        self.sizes, self.turns, self.device, self.leave = Sizes(), Turns(), Device(), Leave()
         self.nudges = CountedNudges()
         self.hints = Hints(redis_url)
         self.worker_id = stack.a_worker(store, lease_s=self.settings.lease_s)
@@ -71,7 +71,7 @@ class Rig:
             predictor=predictor,
             pace=BulkSizes(self.sizes, bulk_s=self.settings.bulk_ms / 1000),
             turns=self.turns,
-            draining=self.draining,
+            draining=self.leave.draining,
         )
         return Engine(
             self.settings,
@@ -84,7 +84,7 @@ class Rig:
             nudger=self.nudges,
             worker_id=lambda: self.worker_id,
             run_slice=run_slice,
-            draining=self.draining,
+            leave=self.leave,
         )
 
     def add(self, name: str, path: Path, **policy: Any) -> int:

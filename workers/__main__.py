@@ -6,14 +6,13 @@ import logging
 import os
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Callable
 
 from batchline import logs, metrics, settings
 from batchline.errors import BatchlineError, StoreUnavailableError
 from batchline.job import Lane
-from batchline.queue.celery_queue import CeleryNudger, run_worker
+from batchline.queue.celery_queue import CeleryNudger, run_worker, stop_worker
 from batchline.queue.hints import Hints
 from batchline.settings import Settings
 from batchline.store import Store, migrations, open_store
@@ -21,6 +20,7 @@ from workers.bulk_sizes import BulkSizes
 from workers.engine import Engine
 from workers.heartbeat import Heart
 from workers.idle import Newcomers, look_for_work
+from workers.leaving import GIVE_BACK_S, Leave
 from workers.models import Models
 from workers.predict import Device, Predictor, Sizes
 from workers.runtimes.onnx_runtime import opener
@@ -30,7 +30,6 @@ from workers.works import Works, warm
 
 log = logging.getLogger("workers")
 
-_DRAIN_S = 30.0
 _HEART_STATEMENT_S = 5.0
 
 
@@ -43,14 +42,14 @@ def main() -> int:
     own = open_store(config.database_url, connections=1, statement_timeout_s=_HEART_STATEMENT_S)
     hints = Hints(config.redis_url)
     nudger = CeleryNudger(config.redis_url, hints)
-    device, turns = Device(), Turns()
+    device, turns, leave = Device(), Turns(), Leave()
     models = Models(
         config.models,
         store.catalogue,
         opener(config.device, config.intra_op_threads),
         limit_bytes=config.models_limit_bytes,
     )
-    heart = Heart(own.workers, config, loaded=models.refs, done=turns.done)
+    heart = Heart(own.workers, config, loaded=models.refs, done=turns.done, on_drain=lambda: _drain(leave))
     engine = _engine(
         config,
         store,
@@ -60,19 +59,15 @@ def main() -> int:
         hints=hints,
         nudger=nudger,
         worker_id=lambda: heart.worker_id,
+        leave=leave,
     )
     heart.start()
     device.watch()
+    threading.Thread(target=_see_out, args=(leave, turns, store, heart, config), name="leave", daemon=True).start()
     _prepare(config, store, models, engine)
-    threads = [
-        *(
-            threading.Thread(target=look_for_work, args=(engine, lane, config.idle_poll_s), name="idle", daemon=True)
-            for lane in Lane
-        ),
-        threading.Thread(target=_end, args=(engine, store, heart, config), name="drain", daemon=True),
-    ]
-    for thread in threads:
-        thread.start()
+    for lane in Lane:
+        looking = (engine, lane, config.idle_poll_s)
+        threading.Thread(target=look_for_work, args=looking, name="idle", daemon=True).start()
     try:
         return run_worker(
             config.redis_url,
@@ -81,11 +76,12 @@ def main() -> int:
             concurrency=config.concurrency + 1,  # one for bulk
             run=engine.run,
             on_ready=lambda: log.info("worker ready", extra={"models": models.refs()}),
-            on_drain=engine.drain,
+            on_drain=lambda: leave.begin("SIGTERM"),
         )
     finally:
-        engine.drain()
-        turns.wait_empty(min(config.lease_s, _DRAIN_S))
+        leave.begin("the end", leave.left_s if leave.closing.is_set() else 0.0)
+        leave.let_finish(turns)
+        turns.wait_empty(_give_back_s(config))
         heart.stop()
         nudger.close()
         hints.close()
@@ -104,9 +100,10 @@ def _engine(
     hints: Hints,
     nudger: CeleryNudger,
     worker_id: Callable[[], uuid.UUID],
+    leave: Leave,
 ) -> Engine:
     """The stations of both lanes, over one device."""
-    sizes, draining = Sizes(), threading.Event()
+    sizes = Sizes()
     predictor = Predictor(device, sizes)
     run_slice = SliceRunner(
         config,
@@ -116,7 +113,7 @@ def _engine(
         predictor=predictor,
         pace=BulkSizes(sizes, bulk_s=config.bulk_ms / 1000),
         turns=turns,
-        draining=draining,
+        draining=leave.draining,
     )
     return Engine(
         config,
@@ -129,7 +126,7 @@ def _engine(
         nudger=nudger,
         worker_id=worker_id,
         run_slice=run_slice,
-        draining=draining,
+        leave=leave,
     )
 
 
@@ -142,20 +139,29 @@ def _prepare(config: Settings, store: Store, models: Models, engine: Engine) -> 
         models.preload(config.pool)
     except BatchlineError as e:
         log.warning("models not loaded in advance", extra={"error": e.detail})
-    threading.Thread(target=newcomers.watch, args=(engine.draining,), name="newcomers", daemon=True).start()
+    threading.Thread(target=newcomers.watch, args=(engine.closing,), name="newcomers", daemon=True).start()
 
 
-def _end(engine: Engine, store: Store, heart: Heart, config: Settings) -> None:
-    """Wait for the drain, tell Postgres, and see to it that it comes to an end."""
-    engine.draining.wait()
-    limit_s = min(config.lease_s, _DRAIN_S)
-    try:
-        store.workers.drain(heart.worker_id)
-    except StoreUnavailableError as e:
-        log.info("drain not noted", extra={"error": e.detail})
-    time.sleep(limit_s)
-    log.error("drain took too long; ending this process, its jobs will run elsewhere", extra={"limit_s": limit_s})
-    os._exit(1)
+def _see_out(leave: Leave, turns: Turns, store: Store, heart: Heart, config: Settings) -> None:
+    """Once this process leaves: tell Postgres, and come to an end."""
+
+    def note() -> None:
+        try:
+            store.workers.drain(heart.worker_id)
+        except StoreUnavailableError as e:
+            log.info("drain not noted", extra={"error": e.detail})
+
+    leave.see_out(turns, note=note, stop=stop_worker, give_back_s=_give_back_s(config))
+
+
+def _drain(leave: Leave) -> None:
+    """Postgres has this worker drain: it may finish what it holds. Who leaves already has noted that there himself."""
+    if not leave.closing.is_set():
+        leave.begin("told to drain", GIVE_BACK_S)
+
+
+def _give_back_s(config: Settings) -> float:
+    return min(config.lease_s, GIVE_BACK_S)
 
 
 if __name__ == "__main__":

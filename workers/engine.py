@@ -29,6 +29,7 @@ from workers.bulk import Bulk, BulkTurn, RunSlice
 from workers.claiming import Claimer, Gathered
 from workers.collate import MicroBatch, collate
 from workers.finishing import Finisher, encode
+from workers.leaving import Leave
 from workers.models import LoadedModel, Models
 from workers.predict import Predicted, Predictor, Sizes
 from workers.turns import Slot, Turns
@@ -73,7 +74,7 @@ class Engine:
         nudger: Nudger,
         worker_id: Callable[[], uuid.UUID],
         run_slice: RunSlice,
-        draining: threading.Event,
+        leave: Leave,
     ) -> None:
         self._settings = settings
         self._claims = claims
@@ -87,16 +88,13 @@ class Engine:
         self._turns = turns
         self._claimer = Claimer(claims, settings.pool, self._turns.held)
         self._bulk = Bulk(run_slice, claimer=self._claimer, turns=turns, nudger=nudger, pool=settings.pool)
-        self._draining = draining
+        self._leave = leave
         self._claimed_at = dict.fromkeys(Lane, time.monotonic())
 
-    def drain(self) -> None:
-        """Claim nothing more, from this moment on; what is on the device is finished, the rest given back."""
-        self._draining.set()
-
     @property
-    def draining(self) -> threading.Event:
-        return self._draining
+    def closing(self) -> threading.Event:
+        """Set when this process leaves: it claims nothing more."""
+        return self._leave.closing
 
     def run(self, lane: Lane) -> dict[str, Any]:
         """Make one claim and see it through.
@@ -125,11 +123,11 @@ class Engine:
     def _run(self, lane: Lane, turn: BulkTurn | None = None) -> dict[str, Any]:
         load_ms = 0.0
         empty = 0
-        while empty < _EMPTY_CLAIMS and not self._draining.is_set():
+        while empty < _EMPTY_CLAIMS and not self._leave.closing.is_set():
             with self._turns.slot() as slot:
                 self._hints.unmark(self._settings.pool, lane)
                 head = self._claimer.choose(self._worker_id(), lane, self._models.has, may_load=not self._models.busy)
-                if head is None or self._draining.is_set():
+                if head is None or self._leave.closing.is_set():
                     break
                 model = self._models.get(head.model_id)
                 if model is not None:
@@ -180,7 +178,7 @@ class Engine:
             return Gathered(jobs, rows, reason, more)
         until = time.monotonic() + delay_s
         while rows < most and not more and (left := until - time.monotonic()) > 0:
-            if self._draining.wait(min(left, max(delay_s / 4, 0.001))):
+            if self._leave.closing.wait(min(left, max(delay_s / 4, 0.001))):
                 break
             try:
                 claim = self._claimer.claim(worker_id, model, Lane.ONLINE, rows=most - rows)
@@ -193,7 +191,7 @@ class Engine:
     def _suspect(self, model: LoadedModel, load_ms: float) -> dict[str, Any] | None:
         """A job that crashed in company, alone in the process: the slot is ours, and all hands are empty."""
         worker_id = self._worker_id()
-        with self._turns.alone(self._draining) as alone:
+        with self._turns.alone(self._leave.closing) as alone:
             if not alone:
                 return _NOTHING
             at = time.monotonic()
@@ -213,7 +211,7 @@ class Engine:
         jobs = hand.gathered.jobs
 
         def begin(passes: int) -> None:
-            if not passes and self._draining.is_set():
+            if not passes and self._leave.draining.is_set():
                 raise _DrainingError
             on_device()
 

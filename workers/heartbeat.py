@@ -57,6 +57,7 @@ class Heart:
         *,
         loaded: Callable[[], str],
         done: Callable[[Lane], tuple[int, float]],
+        on_drain: Callable[[], None],
     ) -> None:
         """Nothing happens before `start`.
 
@@ -65,11 +66,13 @@ class Heart:
             settings: of the process.
             loaded: the refs of the loaded models.
             done: rows of a lane predicted and its busy seconds since the process began.
+            on_drain: called at every beat that tells this worker to drain; it must not wait.
         """
         self._workers = workers
         self._settings = settings
         self._loaded = loaded
         self._done = done
+        self._on_drain = on_drain
         self._rates = {lane: Rate() for lane in Lane}
         self._rate = 0.0
         self._rows_before = 0
@@ -116,7 +119,7 @@ class Heart:
             log.info("former lives buried", extra={"workers": len(dead)})
 
     def _run(self) -> None:
-        wait_s = self._settings.heartbeat_s
+        wait_s = 0.0  # on an instance that is given up it drains from the start, and learns it by a beat
         before, counted = time.monotonic(), {lane: self._done(lane) for lane in Lane}
         while not self._closed.wait(wait_s):
             now = time.monotonic()
@@ -135,7 +138,10 @@ class Heart:
                 wait_s = min(_RETRY_S, self._settings.heartbeat_s)
 
     def _beat(self) -> None:
-        if self._tell() is not Pulse.LOST:
+        pulse = self._tell()
+        if pulse is Pulse.DRAINING:
+            self._on_drain()
+        if pulse is not Pulse.LOST:
             return
         log.warning("lease ran out; coming back under a new id", extra={"worker_id": str(self.worker_id)})
         self._rows_before = self._rows()

@@ -18,8 +18,8 @@ _PAUSE_S = 1.0
 
 
 def look_for_work(engine: Engine, lane: Lane, every_s: float) -> None:
-    """Until the drain: whenever nothing was claimed for `every_s`, ask; go on for as long as there is work."""
-    while not engine.draining.wait(every_s):
+    """Until the process leaves: whenever nothing was claimed for `every_s`, ask; go on while there is work."""
+    while not engine.closing.wait(every_s):
         if engine.idle_s(lane) < every_s:
             continue
         try:
@@ -27,7 +27,7 @@ def look_for_work(engine: Engine, lane: Lane, every_s: float) -> None:
                 pass
         except Exception:
             log.exception("the engine failed")
-            engine.draining.wait(_PAUSE_S)
+            engine.closing.wait(_PAUSE_S)
 
 
 class Newcomers:

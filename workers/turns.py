@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import uuid
@@ -13,6 +14,7 @@ from batchline.job import ClaimedJob, Lane
 
 _STEP_S = 2.0
 """So long is a step of bulk work waited for by who wants to be alone."""
+_LOOK_S = 0.05
 
 
 class Slot:
@@ -151,7 +153,13 @@ class Turns:
         with self._change:
             return self._tallies[lane].rows, self._tallies[lane].busy_s
 
-    def wait_empty(self, timeout_s: float | None = None) -> bool:
-        """Wait until nothing is in hand; False when the time is up."""
+    def wait_empty(self, timeout_s: float = math.inf) -> bool:
+        """Wait until nothing is in hand and nobody is claiming; False when the time is up."""
+        deadline = time.monotonic() + timeout_s
         with self._change:
-            return self._change.wait_for(lambda: not self._held, timeout_s)
+            while self._held or self._lock.locked():
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    return False
+                self._change.wait(min(left_s, _LOOK_S))  # nobody tells when the slot is free
+        return True

@@ -17,6 +17,7 @@ from typing import Any
 
 from celery import Celery, bootsteps
 from celery.signals import setup_logging, worker_ready, worker_shutting_down
+from celery.worker import state
 from kombu.entity import Queue
 
 from batchline.job import Lane
@@ -203,3 +204,8 @@ def run_worker(
     )
     worker.start()
     return int(worker.exitcode or 0)
+
+
+def stop_worker() -> None:
+    """Have the worker of this process consume no more and end when its threads have, as at SIGTERM; from any thread."""
+    state.should_stop = 0

@@ -200,7 +200,7 @@ def test_what_is_not_on_the_device_is_given_back_when_the_drain_begins(
         thread.start()
     assert running.wait(20)
     _until(lambda: rig.statuses(jobs).count("running") == 2)
-    rig.engine.drain()
+    rig.leave.begin("test")
     go_on.set()
     for thread in threads:
         thread.join(20)

@@ -221,14 +221,15 @@ def test_a_drain_gives_the_slice_back_uncharged(rig: Rig, tmp_path: Path) -> Non
     thread.start()
     assert going.wait(20)
     began = time.monotonic()
-    rig.engine.drain()
+    rig.leave.begin("test")
     thread.join(30)
     assert time.monotonic() - began < 5
     (view,) = batch.slices()
     assert (view.status, view.attempt) == ("queued", 1)
     assert not list(batch.out.glob("*"))
     assert rig.turns.held() == []
-    rig.draining.clear()
+    rig.leave.closing.clear()
+    rig.leave.draining.clear()
     stop.set()
     run_all(rig)
     assert batch.counts().succeeded == 5000

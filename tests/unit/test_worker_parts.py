@@ -86,8 +86,8 @@ def test_a_text_that_json_cannot_hold_fails_its_job_and_no_other() -> None:
     assert second.status is Status.SUCCEEDED
 
 
-def test_who_holds_the_slot_and_finds_the_hands_empty_is_alone() -> None:
-    """Jobs in another thread's hands are waited for."""
+def test_hands_are_empty_when_nobody_holds_jobs_or_is_about_to() -> None:
+    """Jobs in another thread's hands are waited for, and a claim that is under way."""
     turns, held, go_on = Turns(), threading.Event(), threading.Event()
 
     def other() -> None:
@@ -99,10 +99,11 @@ def test_who_holds_the_slot_and_finds_the_hands_empty_is_alone() -> None:
     thread = threading.Thread(target=other)
     thread.start()
     assert held.wait(10)
+    assert not turns.wait_empty(0.05)
+    go_on.set()
+    assert turns.wait_empty(10)
     with turns.slot():
         assert not turns.wait_empty(0.05)
-        go_on.set()
-        assert turns.wait_empty(10)
     thread.join(10)
     assert turns.done(Lane.ONLINE)[1] > 0
 
