@@ -19,13 +19,18 @@ def up(
     detach: Annotated[bool, typer.Option("--detach/--foreground", help="Leave it running, or stay with it.")] = True,
     apis: Annotated[int, typer.Option(min=1, help="API processes.")] = 1,
     workers: Annotated[int, typer.Option(min=0, help="Worker processes.")] = 1,
+    max_workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Under load; default: cores, at least 2. Not above --workers: advice only."),
+    ] = None,
     flower: Annotated[bool, typer.Option(help="Whether to start Flower.")] = True,
     folder: Folder = FOLDER,
     as_json: Json = False,
 ) -> None:
     """Start the whole system on this machine.
 
-    Postgres, Valkey, API, workers, scheduler and Flower, under a supervisor that restarts what dies.
+    Postgres, Valkey, API, workers, scheduler, autoscaler and Flower, under a supervisor that restarts what dies. The
+    autoscaler adds workers while the queue is long, and takes them back.
 
     BATCHLINE_PORT and BATCHLINE_FLOWER_PORT move the ports; DATABASE_URL and REDIS_URL, when set, are used instead of
     the embedded servers. Data survives a restart.
@@ -37,10 +42,20 @@ def up(
 
     if detach:
         with busy("starting …"):
-            addresses = stack.up(folder, detach=True, apis=apis, workers=workers, flower=flower)
+            addresses = stack.up(
+                folder, detach=True, apis=apis, workers=workers, flower=flower, max_workers=max_workers
+            )
         ready(addresses)
     else:
-        stack.up(folder, detach=False, apis=apis, workers=workers, flower=flower, on_ready=ready)
+        stack.up(
+            folder,
+            detach=False,
+            apis=apis,
+            workers=workers,
+            flower=flower,
+            max_workers=max_workers,
+            on_ready=ready,
+        )
 
 
 def down(*, folder: Folder = FOLDER, as_json: Json = False) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +19,7 @@ SELF = "self"
 NAMESPACE = "namespace"
 """Run as uid 1000 of a new user namespace: what root uses for programs that refuse root."""
 
+_PR_SET_CHILD_SUBREAPER = 36
 _TRAMPOLINE = str(Path(__file__).with_name("trampoline.py"))
 
 
@@ -70,6 +73,22 @@ def spawn(
         )
     finally:
         os.close(descriptor)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of all descendants whose own parents end, in place of the system's first process (Linux).
+
+    Whoever calls this must call `reap_orphans` from time to time.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def reap_orphans(own: Collection[int]) -> None:
+    """Take leave of adopted children that have ended; `own` are our own children's ids: others wait for these."""
+    with suppress(ChildProcessError):
+        while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and ended.si_pid not in own:
+            os.waitpid(ended.si_pid, 0)
 
 
 def run(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.client
+import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,12 +14,15 @@ from typing import Literal
 from batchline import settings as settings_module
 from batchline.errors import SettingsError
 from batchline.local import children
-from batchline.local.server import HOST, PortInUseError, Server, free_port, is_free, secret
+from batchline.local.instances import Instances
+from batchline.local.server import HOST, PortInUseError, Server, free_port, is_free, secret, write_private
 from batchline.local.servers import PostgresServer, ValkeyServer
 from batchline.local.supervisor import Part
 from batchline.settings import Settings
 
 _ANSWER_S = 0.5
+_INSTANCE_GRACE_S = 15.0
+"""As other parts have it."""
 _SETTLE_S = 1.5
 """A process that listens nowhere counts as up after this time; importing takes most of it."""
 
@@ -46,6 +51,7 @@ PROCESSES = (
     Process("api", ("-P", "-m", "api"), many="apis", ready_path="/readyz"),
     Process("worker", ("-P", "-m", "workers"), many="workers"),
     Process("scheduler", ("-P", "-m", "scheduler")),
+    Process("autoscaler", ("-P", "-m", "autoscaler")),
     Process("flower", ("-P", "-m", "batchline.queue.flower"), ready_path="/"),
 )
 """In the order of their start."""
@@ -59,10 +65,17 @@ class Options:
     workers: int = 1
     flower: bool = True
     processes: tuple[Process, ...] = PROCESSES
+    max_workers: int | None = None
+    """With those that the autoscaler adds; the number of cores, and 2 at least, when absent."""
 
     def __post_init__(self) -> None:
         if self.apis < 1 or self.workers < 0:
             raise SettingsError(f"{self.apis} APIs and {self.workers} workers make no system: at least 1 and 0.")
+
+    def most_workers(self) -> int:
+        """What the autoscaler may bring the workers to; never below `workers`, which it cannot stop."""
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        return max(self.workers, self.max_workers or max(2, cores))
 
 
 @dataclass(frozen=True)
@@ -99,6 +112,10 @@ class Plan:
         """Give the servers' folders back."""
         for server in self.servers:
             server.stop()
+
+    def end_instances(self, hurry: Callable[[], bool]) -> int:
+        """End the workers that the autoscaler has added; returns how many."""
+        return Instances(self.folder).end_all(grace_s=_INSTANCE_GRACE_S, at_once=hurry)
 
     def addresses(self) -> Addresses:
         return Addresses(
@@ -147,6 +164,8 @@ def make_plan(folder: Path, options: Options, environ: Mapping[str, str]) -> Pla
     shared = dict(environ) | {
         "BATCHLINE_MODELS": str(plan.models),
         "BATCHLINE_ADMIN_KEY_FILE": str(folder / "key"),
+        "BATCHLINE_FOLDER": str(folder),
+        "BATCHLINE_AUTOSCALER": settings.autoscaler or _scaling(folder, options, settings.pool),
         **_data_places(folder, settings),
     }
     secret(folder / "key", prefix="blk_")
@@ -161,6 +180,24 @@ def make_plan(folder: Path, options: Options, environ: Mapping[str, str]) -> Pla
             last += parts
     plan.stages.append(last)
     return plan
+
+
+def _scaling(folder: Path, options: Options, pool: str) -> str:
+    """Write the autoscaler's configuration: workers of this machine, or advice where it may add none."""
+    most = options.most_workers()
+    path = folder / "run" / "autoscaler.toml"
+    path.parent.mkdir(exist_ok=True)
+    text = f"""# Written by `batchline up`. To change it, copy it and name the copy in BATCHLINE_AUTOSCALER.
+[pools.{json.dumps(pool)}]
+provider = "{"local" if most > options.workers and sys.platform == "linux" else "none"}"
+min_workers = {options.workers}
+max_workers = {most}
+start_s = 5.0
+start_limit_s = 120.0
+billing_s = 30.0
+"""
+    write_private(path, text)
+    return str(path)
 
 
 def _data_places(folder: Path, settings: Settings) -> dict[str, str]:
@@ -226,7 +263,8 @@ def _python_part(name: str, process: Process, plan: Plan, port: int | None, envi
     path = process.ready_path
     if port and path:
         return Part(name, spawn, ready=lambda: _answers(plan.host, port, path), port=lambda: port, log=log)
-    return Part(name, spawn, settle_s=_SETTLE_S, once=process.once, log=log)
+    after_stop = plan.end_instances if process.name == "autoscaler" else None
+    return Part(name, spawn, settle_s=_SETTLE_S, once=process.once, log=log, after_stop=after_stop)
 
 
 def _answers(host: str, port: int, path: str) -> bool:

@@ -4,6 +4,7 @@ key                 the admin API key            pg/ valkey/         data, passw
 flower              Flower's password            logs/               one file a process, bounded
 run/state.json      how each part is             run/addresses.json  where to find it
 run/supervisor.pid  locked as long as it runs
+run/autoscaler.toml what the autoscaler may do       run/instances/      the workers that it has added
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,11 +23,14 @@ from pathlib import Path
 import msgspec
 
 from batchline.errors import LocalError
+from batchline.local.instances import Instances
 from batchline.local.plan import PROCESSES, Addresses, Options, Process, make_plan
 from batchline.local.server import write_private
 from batchline.local.supervisor import Supervisor, read_state, tail
 
 DEFAULT_FOLDER = Path(".batchline")
+_LEFT_OVER_GRACE_S = 5.0
+"""For workers whose servers are gone already."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ def up(
     apis: int = 1,
     workers: int = 1,
     flower: bool = True,
+    max_workers: int | None = None,
     timeout_s: float = 120.0,
     on_ready: Callable[[Addresses], None] = lambda _addresses: None,
     processes: tuple[Process, ...] = PROCESSES,
@@ -75,6 +80,7 @@ def up(
         apis: API processes, on consecutive ports from BATCHLINE_PORT.
         workers: worker processes.
         flower: whether Flower is started.
+        max_workers: what the autoscaler may bring the workers to; the number of cores, at least 2, when absent.
         timeout_s: how long a detached start may take.
         on_ready: called once with the addresses when every part is up, and when it had been up already.
         processes: the Python processes; another table is for tests.
@@ -85,7 +91,7 @@ def up(
     folder = folder.resolve()
     for part in ("logs", "run"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    options = Options(apis, workers, flower, processes)
+    options = Options(apis, workers, flower, processes, max_workers)
     lock = _take_lock(folder)
     if lock is None:
         addresses = replace(_await_ready(folder, timeout_s), already_running=True)
@@ -112,8 +118,8 @@ def supervise(
     try:
         os.set_inheritable(lock, False)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        Instances(folder).end_all(grace_s=_LEFT_OVER_GRACE_S)
         plan = make_plan(folder, options, os.environ)
-
         reached: list[Addresses] = []
 
         def ready() -> None:
@@ -122,7 +128,7 @@ def supervise(
             on_ready(reached[0])
 
         try:
-            Supervisor(plan.stages, folder / "run" / "state.json", folder / "logs").run(ready)
+            Supervisor(plan.stages, folder / "run" / "state.json", folder / "logs", adopts=True).run(ready)
             if not reached:
                 raise LocalError("Stopped before everything was up.")
             return reached[0]
@@ -133,10 +139,10 @@ def supervise(
 
 
 def down(folder: Path = DEFAULT_FOLDER, *, timeout_s: float = 120.0) -> bool:
-    """Stop the system that runs in the folder, and wait for its end.
+    """Stop the system that runs in the folder, and wait for its end; also what is left of one that was killed.
 
     Returns:
-        False when none ran.
+        False when nothing ran.
 
     Raises:
         LocalError: it did not end in time.
@@ -151,7 +157,7 @@ def down(folder: Path = DEFAULT_FOLDER, *, timeout_s: float = 120.0) -> bool:
         if time.monotonic() > deadline:
             raise LocalError(f"The system in {folder} did not stop in {timeout_s:g} s; see its logs folder.")
         time.sleep(0.05)
-    return signalled
+    return _end_left_over(folder.resolve()) > 0 or signalled
 
 
 def status(folder: Path = DEFAULT_FOLDER) -> StackStatus:
@@ -175,8 +181,26 @@ def status(folder: Path = DEFAULT_FOLDER) -> StackStatus:
             part.last_error,
         )
         for part in state.parts
-    )
+    ) + tuple(_instances(folder, now_s))
     return StackStatus(folder, True, state.ready, state.pid, parts, _addresses(folder) if state.ready else None)
+
+
+def _instances(folder: Path, now_s: float) -> Generator[PartStatus]:
+    """The workers that the autoscaler has added."""
+    instances = Instances(folder)
+    for instance in instances.list():
+        state = "running" if instances.ending_since_s(instance) is None else "ending"
+        yield PartStatus(instance.id, instance.pid, state, 0, now_s - instance.launched_at_s, None, None, "")
+
+
+def _end_left_over(folder: Path) -> int:
+    """End the workers that a killed system left where nothing ends with its parent; not those of one that runs."""
+    if not Instances(folder).list() or (lock := _take_lock(folder)) is None:
+        return 0
+    try:
+        return Instances(folder).end_all(grace_s=_LEFT_OVER_GRACE_S)
+    finally:
+        os.close(lock)
 
 
 def _take_lock(folder: Path) -> int | None:

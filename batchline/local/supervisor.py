@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from batchline.errors import LocalError
+from batchline.local import children
 from batchline.local.rotation import rotate_all
 from batchline.local.server import write_private
 from batchline.retry import backoff_s
@@ -55,6 +56,8 @@ class Part:
         log: where its outputs go, for messages.
         stop_signal: what ends it in good order.
         grace_s: how long that may take before SIGKILL to its whole session.
+        after_stop: called once everything is being stopped and this process has ended, to end what it has started;
+            with a function that says whether to hurry.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Part:
     log: Path | None = None
     stop_signal: signal.Signals = signal.SIGTERM
     grace_s: float = 15.0
+    after_stop: Callable[[Callable[[], bool]], object] | None = None
 
 
 @dataclass(frozen=True)
@@ -169,18 +173,23 @@ class Supervisor:
     One thread; `run` must be called from the main thread, because it handles signals.
     """
 
-    def __init__(self, stages: Sequence[Sequence[Part]], state_path: Path, logs: Path | None = None) -> None:
+    def __init__(
+        self, stages: Sequence[Sequence[Part]], state_path: Path, logs: Path | None = None, *, adopts: bool = False
+    ) -> None:
         """Describe the whole; nothing is started yet.
 
         Args:
             stages: in the order of their start.
             state_path: the state file, of mode 0600; gone while nothing runs.
             logs: the folder whose logs are rotated meanwhile.
+            adopts: what our children leave behind becomes ours and ends with us; only for a process of our own, whose
+                children are all parts.
         """
         self._stages = [[_Slot(part) for part in stage] for stage in stages]
         self._slots = [slot for stage in self._stages for slot in stage]
         self._state_path = state_path
         self._logs = logs
+        self._adopts = adopts
         self._rotation_due = time.monotonic()
         self._written: State | None = None
         self._ready = False
@@ -195,10 +204,14 @@ class Supervisor:
         Raises:
             LocalError: a part could not be brought up at all; everything has been stopped.
         """
+        if self._adopts:
+            children.adopt_orphans()
         with self._wakeups() as wakeup:
             try:
                 while not self._stops:
                     self._step(on_ready)
+                    if self._adopts:
+                        children.reap_orphans({slot.process.pid for slot in self._slots if slot.process})
                     waits = [slot.due - time.monotonic() for slot in self._slots if slot.state == RESTARTING]
                     busy = any(slot.state == STARTING for slot in self._slots)
                     waits.append(self._rotate())
@@ -245,10 +258,19 @@ class Supervisor:
             for slot in stage:
                 slot.signal_session(slot.part.stop_signal)
             begun = time.monotonic()
-            for slot in stage:
+            for slot in sorted(stage, key=lambda slot: slot.part.after_stop is None):
                 self._await_end(slot, begun + slot.part.grace_s)
+                self._end_what_it_started(slot.part)
             self._write()
         self._state_path.unlink(missing_ok=True)
+
+    def _end_what_it_started(self, part: Part) -> None:
+        if part.after_stop is None:
+            return
+        try:
+            part.after_stop(lambda: self._stops > 1)
+        except (LocalError, OSError) as e:
+            _log.error("what %s started is not ended: %s", part.name, e)
 
     def _await_end(self, slot: _Slot, deadline: float) -> None:
         while slot.process is not None and slot.process.poll() is None:
