@@ -12,6 +12,8 @@ from batchline.store import (
     chores,
     claims,
     contract,
+    cost_contract,
+    costs,
     files,
     instance_contract,
     instances,
@@ -25,7 +27,7 @@ from batchline.store.postgres import Database
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Eleven rooms over one pool of connections; a process takes the rooms it needs."""
+    """Twelve rooms over one pool of connections; a process takes the rooms it needs."""
 
     db: Database
     jobs: contract.Jobs
@@ -39,6 +41,7 @@ class Store:
     files: batch_contract.Files
     schedules: batch_contract.Schedules
     instances: instance_contract.Instances
+    costs: cost_contract.CostRoom
 
     def close(self) -> None:
         self.db.close()
@@ -64,4 +67,5 @@ def store_on(db: Database) -> Store:
         files.Files(db),
         schedules.Schedules(db),
         instances.Instances(db),
+        costs.CostRoom(db),
     )

@@ -72,6 +72,13 @@ SELECT m.id, h.rank, h.suspect FROM models m CROSS JOIN LATERAL (
 ) h WHERE m.pool = %(pool)s ORDER BY h.rank
 """
 
+# Who has spent the budget of the day takes no slices; what is under way ends.
+_BULK_HEADS = _HEADS.replace(
+    "WHERE m.pool = %(pool)s",
+    "WHERE m.pool = %(pool)s AND NOT EXISTS ("
+    "SELECT FROM pool_money b WHERE b.pool = %(pool)s AND b.bulk_held_until > now())",
+)
+
 # The fence. It is checked where the rows are locked (`mine`); what follows in the statement finds them as they were.
 _MINE = "j.worker_id = %(worker)s AND j.attempt = t.attempt"
 
@@ -149,7 +156,8 @@ class Claims:
         self._db = db
 
     def heads(self, pool: str, lane: Lane, *, floor: int = 0) -> list[Head]:
-        rows = self._db.run(_HEADS, {"pool": pool, "lane": lane.value, "floor": floor}, prepare=True)
+        sql = _HEADS if lane is Lane.ONLINE else _BULK_HEADS
+        rows = self._db.run(sql, {"pool": pool, "lane": lane.value, "floor": floor}, prepare=True)
         return [Head(*row) for row in rows]
 
     def claim(self, worker_id: uuid.UUID, model_id: int, lane: Lane, *, rows: int, floor: int = 0) -> Claim:

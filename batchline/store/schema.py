@@ -388,3 +388,35 @@ scalings = Table(
     Column("signals", JSON, nullable=False, comment="{name: number}"),
     Index("scalings_at", "at"),
 )
+
+worker_hours = Table(
+    "worker_hours",
+    metadata,
+    Column("hour", _AT, primary_key=True, comment="of UTC, by the worker's clock"),
+    Column("machine", String, primary_key=True, comment="the instance; of a worker without one, its own id"),
+    Column("worker_id", Uuid, primary_key=True),
+    Column("tenant_id", Integer, primary_key=True, autoincrement=False, comment="0: nobody's, idle"),
+    Column("model_id", Integer, primary_key=True, autoincrement=False),
+    Column("batch_id", Uuid, primary_key=True, comment="all zeros: of no batch"),
+    Column("pool", String, nullable=False),
+    Column("seconds", Float, nullable=False),
+    Column("price_per_hour", Float, nullable=False, comment="of the pool, when this was reported"),
+    Index(
+        "worker_hours_batch",
+        "batch_id",
+        "hour",
+        postgresql_where=text("batch_id <> '00000000-0000-0000-0000-000000000000'"),
+    ),
+)
+
+pool_money = Table(
+    "pool_money",
+    metadata,
+    Column("pool", String, primary_key=True),
+    Column("price_per_hour", Float, nullable=False, server_default=_ZERO, comment="as configured"),
+    Column("budget_per_day", Float),
+    Column("spent_today", Float, nullable=False, server_default=_ZERO),
+    Column("standing", String, nullable=False, comment="well, warned or spent"),
+    Column("bulk_held_until", _AT, comment="no slice of the pool is claimed before"),
+    Column("updated_at", _AT, nullable=False, server_default=_NOW),
+)
