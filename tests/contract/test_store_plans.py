@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -112,6 +113,8 @@ STATEMENTS: dict[str, tuple[Any, int]] = {
     "expire": (lambda s, f: s.chores.expire(), 15_000),
     "release": (lambda s, f: s.chores.release(), 30_000),
     "waiting": (lambda s, f: s.chores.waiting(), 300),
+    "instances that drained": (lambda s, f: s.instances.drained(f["worker"]), 400),
+    "totals of a minute": (lambda s, f: s.instances.totals(datetime.now(UTC) - timedelta(seconds=60)), 1500),
     "prune nothing": (lambda s, f: s.chores.prune(results_kept_s=1e7, jobs_kept_s=2e7, keys_kept_s=1e7), 200),
     "prune nothing new": (
         lambda s, f: s.chores.prune(results_kept_s=15001 * 60, jobs_kept_s=2e7, keys_kept_s=1e7),
