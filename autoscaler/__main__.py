@@ -1,93 +1,99 @@
-"""`python -m autoscaler`: every few seconds, one line a pool: what is seen, what is wanted, and why.
+"""`python -m autoscaler`: observe, decide and act until told to stop, as BATCHLINE_AUTOSCALER says.
 
-`python -m autoscaler status [--json]` tells it once and ends.
+`python -m autoscaler status [--json]` tells what is wanted now and ends; `python -m autoscaler check` tells whether the
+configuration works, asking the providers.
 """
 
 from __future__ import annotations
 
-import collections
 import json
 import logging
-import math
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping
+from pathlib import Path
 
-from autoscaler.guards import guard
-from autoscaler.observe import observe
-from autoscaler.policies import QueueRule
-from autoscaler.signals import Decision, Facts, Limits, Signals, Spent
+from autoscaler import config as configuration
+from autoscaler.config import Config
+from autoscaler.loop import Autoscaler, decide, facts_of
+from autoscaler.observe import Observer
+from autoscaler.providers import NONE, Provider, ProviderError, build
 from batchline import logs, settings
 from batchline.clock import SystemClock
-from batchline.errors import BatchlineError
+from batchline.errors import BatchlineError, SettingsError
 from batchline.store import Store, migrations, open_store
 
 log = logging.getLogger("autoscaler")
-EVERY_S = 5.0
-LIMITS = Limits(min_workers=1)
-POLICY = QueueRule()
+_CONNECTIONS = 2
 
 
 def main(arguments: list[str]) -> int:
-    config = settings.load(needs=("database_url",))
-    logs.configure(level=config.log_level)
-    migrations.check(config.database_url)
-    store = open_store(config.database_url, connections=1)
-    if arguments[:1] == ["status"]:
-        print(_status(store, as_json="--json" in arguments))
-    else:
-        _advise(store)
-    store.close()
+    given = settings.load(needs=("database_url",))
+    logs.configure(level=given.log_level)
+    config = configuration.load(Path(given.autoscaler)) if given.autoscaler else configuration.ADVICE
+    if arguments[:1] == ["check"]:
+        _checked(config)
+        print("the configuration works")
+        return 0
+    migrations.check(given.database_url)
+    store = open_store(given.database_url, connections=_CONNECTIONS)
+    try:
+        if arguments[:1] == ["status"]:
+            print(_status(store, config, as_json="--json" in arguments))
+        else:
+            _run(store, config, given.leader_lease_s)
+    finally:
+        store.close()
     return 0
 
 
-def _decide(history: Sequence[Signals]) -> Decision:
-    seen = history[-1]
-    wanted = POLICY.decide(history, Facts(), seen.at)
-    return guard(wanted, seen, LIMITS, Facts(), Spent())
+def _run(store: Store, config: Config, lease_s: float) -> None:
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: stop.set())
+    providers = _checked(config)
+    Autoscaler(store, config, providers, SystemClock(), lease_s=lease_s).run(stop)
 
 
-def _facts(pool: str, seen: Signals, decision: Decision) -> dict[str, object]:
-    return {
-        "pool": pool,
-        "queued_rows": round(seen.queued_rows),
-        "oldest_age_s": round(seen.oldest_age_s, 1),
-        "workers": seen.workers,
-        "desired": decision.desired,
-        "reason": decision.reason,
-    }
+def _checked(config: Config) -> Mapping[str, Provider]:
+    """The provider of each pool that has one.
+
+    Raises:
+        SettingsError: what cannot work, of all pools, one a line. A provider that does not answer now may do so later.
+    """
+    providers, faults = dict[str, Provider](), list[str]()
+    for pool in config.pools.values():
+        if pool.provider == NONE:
+            continue
+        try:
+            providers[pool.pool] = build(pool.provider, pool.pool, pool.options, stack=config.stack)
+            providers[pool.pool].check()
+        except SettingsError as e:
+            faults += [f"pools.{pool.pool}: {fault}" for fault in e.detail.split("\n")]
+        except ProviderError as e:
+            log.warning("provider not checked", extra={"pool": pool.pool, "error": e.detail})
+    if faults:
+        raise SettingsError("\n".join(faults))
+    return providers
 
 
-def _status(store: Store, *, as_json: bool) -> str:
-    seen = observe(store, SystemClock().now().timestamp())
-    found = [_facts(pool, look, _decide([look])) for pool, look in seen.items()]
+def _status(store: Store, config: Config, *, as_json: bool) -> str:
+    observer = Observer(store, SystemClock())
+    found: list[dict[str, object]] = []
+    for pool, look in observer.look(config.pools).items():
+        chosen = config.pools.get(pool) or configuration.advised(pool)
+        decision = decide(observer, chosen, [look.signals])
+        found.append(facts_of(pool, look, decision) | {"policy": chosen.policy.name, "provider": chosen.provider})
     if as_json:
         return json.dumps({"pools": found})
     lines = [
-        f"pool {f['pool']}: {f['workers']} workers, {f['desired']} wanted ({f['reason']}); "
+        f"pool {f['pool']}: {f['workers']} workers ({f['pending']} more starting, {f['draining']} draining), "
+        f"{f['desired']} wanted ({f['reason']}); "
         f"the oldest of {f['queued_rows']} queued rows waits for {f['oldest_age_s']} s"
         for f in found
     ]
     return "\n".join(lines) or "no workers and nothing queued"
-
-
-def _advise(store: Store) -> None:
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: stop.set())
-    clock = SystemClock()
-    histories: dict[str, list[Signals]] = collections.defaultdict(list)
-    while not stop.is_set():
-        try:
-            for pool, seen in observe(store, clock.now().timestamp()).items():
-                history = histories[pool]
-                history.append(seen)
-                log.info("advice", extra=_facts(pool, seen, _decide(history)))
-                del history[: -math.ceil(POLICY.remembers_s / EVERY_S) - 1]
-        except BatchlineError as e:
-            log.warning("cannot observe", extra={"error": e.detail})
-        stop.wait(EVERY_S)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import sys
 
 from stack import a_spec, a_worker, new_job
 
-from autoscaler.observe import observe
+from autoscaler.observe import Observer
+from batchline.clock import SystemClock
 
 
 def test_signals_are_queued_rows_and_live_workers_by_pool(store):
@@ -16,7 +17,7 @@ def test_signals_are_queued_rows_and_live_workers_by_pool(store):
     store.jobs.submit([new_job(model, rows=3), new_job(model, rows=4, tenant_id=2)])
     a_worker(store)
     store.workers.drain(a_worker(store))
-    seen = observe(store, 1.0)["cpu"]
+    seen = Observer(store, SystemClock()).look()["cpu"].signals
     assert (seen.queued_rows, seen.bulk_rows, seen.workers, seen.draining) == (7, 0, 1, 1)
 
 

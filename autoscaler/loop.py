@@ -1,0 +1,186 @@
+"""The loop: hold the lease, look, decide, act; whatever a provider or a pool does, the next tick comes."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+
+from autoscaler.act import LAUNCH_KEPT_S, Hands
+from autoscaler.config import Config, PoolConfig, advised
+from autoscaler.guards import guard
+from autoscaler.observe import Look, Observer
+from autoscaler.providers.contract import Provider
+from autoscaler.signals import Decision, Signals
+from batchline.clock import Clock
+from batchline.errors import BatchlineError
+from batchline.store import Store
+from batchline.store.instance_contract import Launch, Scaling
+from batchline.store.instances import LEASE
+
+log = logging.getLogger("autoscaler")
+
+_TELL_S = 60.0
+"""A decision that stays the same is kept and logged this often."""
+_KEPT = ("queued_rows", "bulk_rows", "running_rows", "oldest_age_s", "arrived_rows", "done_rows")
+_KEPT_TOO = ("workers", "pending", "draining", "rows_per_s")
+
+
+class Autoscaler:
+    """One of possibly several; only the holder of the lease acts, the others look on and are ready.
+
+    Two that act at once (a paused process wakes up) do no harm: an intent needs the lease, and what follows it is
+    idempotent.
+    """
+
+    def __init__(
+        self, store: Store, config: Config, providers: Mapping[str, Provider], clock: Clock, *, lease_s: float
+    ) -> None:
+        """Args:
+        store: a migrated one.
+        config: pools, limits, policies.
+        providers: by pool; pools without one are advised only.
+        clock: wall time for schedules, monotonic time for waits.
+        lease_s: of the leader; at least some ticks.
+        """
+        self._store = store
+        self._config = config
+        self._clock = clock
+        self._lease_s = max(lease_s, 3 * config.every_s)
+        self._id = uuid.uuid4()
+        self._observer = Observer(store, clock)
+        self._history: dict[str, list[Signals]] = {}
+        self._told: dict[str, tuple[int, float]] = {}
+        self._looks: dict[str, Look] = {}
+        self._leads = False
+        self._stop = threading.Event()
+        self._hands = {
+            pool: Hands(store, self._id, config.pools[pool], provider, clock, reconcile_s=config.reconcile_s)
+            for pool, provider in providers.items()
+        }
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set, then let go of the lease."""
+        self._stop = stop
+        while not stop.is_set():
+            begun = self._clock.monotonic()
+            self.tick()
+            stop.wait(max(0.0, self._config.every_s - (self._clock.monotonic() - begun)))
+        self.close()
+
+    def tick(self) -> None:
+        """Look, decide and act once."""
+        try:
+            self._lead()
+            unsettled = self._store.instances.unsettled() if self._leads else []
+            if self._leads:
+                self._store.instances.registered()
+                self._close(unsettled)
+            for pool, hands in self._hands.items() if self._leads else ():
+                moving = pool in self._looks and self._looks[pool].moving
+                self._each(pool, partial(hands.tend, [x for x in unsettled if x.pool == pool], moving=moving))
+            self._looks = self._observer.look(self._config.pools)
+            for pool, look in self._looks.items():
+                self._each(pool, partial(self._pool, pool, look))
+            if self._leads:
+                self._end()
+        except BatchlineError as e:
+            log.warning("tick failed", extra={"error": e.detail})
+        except Exception:
+            log.exception("tick failed")
+
+    def close(self) -> None:
+        """Let go of the lease, so that another leads at once."""
+        if not self._leads:
+            return
+        try:
+            self._store.workers.resign(LEASE, self._id)
+        except BatchlineError as e:
+            log.warning("lease not given back; it runs out by itself", extra={"error": e.detail})
+
+    def _lead(self) -> None:
+        try:
+            held_s = self._store.workers.lead(LEASE, self._id, lease_s=self._lease_s)
+        except BatchlineError:
+            self._leads = False
+            raise
+        if (held_s is not None) != self._leads:
+            log.info("leading" if held_s is not None else "looking on: another leads")
+        self._leads = held_s is not None
+
+    def _each(self, pool: str, step: Callable[[], None]) -> None:
+        """One pool's step: what fails in it is no matter of the others."""
+        if self._stop.is_set():
+            return
+        try:
+            step()
+        except BatchlineError as e:
+            log.warning("pool failed", extra={"pool": pool, "error": e.detail})
+        except Exception:
+            log.exception("pool failed", extra={"pool": pool})
+
+    def _pool(self, pool: str, look: Look) -> None:
+        config = self._config.pools.get(pool) or advised(pool)
+        history = self._history.setdefault(pool, [])
+        history.append(look.signals)
+        del history[: -math.ceil(config.policy.remembers_s / self._config.every_s) - 2]
+        decision = decide(self._observer, config, history)
+        self._tell(config, look, decision)
+        if self._leads and pool in self._hands and config.limits.enabled:
+            self._hands[pool].bring(look, decision)
+
+    def _end(self) -> None:
+        """End what has drained, each pool's by its own provider."""
+        stopping = self._store.instances.drained(self._id)
+        for pool, hands in self._hands.items():
+            self._each(pool, partial(hands.end, [i for i in stopping if i.pool == pool]))
+
+    def _close(self, unsettled: list[Launch]) -> None:
+        """Give up launches of pools that nobody can call any more."""
+        now = self._clock.now()
+        for launch in unsettled:
+            if launch.pool not in self._hands and (now - launch.created_at).total_seconds() > LAUNCH_KEPT_S:
+                about = {"pool": launch.pool, "provider": launch.provider, "launch": str(launch.id)}
+                log.error("launch given up: look for instances with this tag yourself", extra=about)
+                self._store.instances.settle(launch.id, [], error="its pool has no provider any more")
+
+    def _tell(self, config: PoolConfig, look: Look, decision: Decision) -> None:
+        """Log and keep a decision when it changes, and now and then."""
+        now = self._clock.monotonic()
+        desired, told_at = self._told.get(config.pool, (-1, -math.inf))
+        if desired == decision.desired and now - told_at < _TELL_S:
+            return
+        self._told[config.pool] = (decision.desired, now)
+        log.info("decision" if config.pool in self._hands else "advice", extra=facts_of(config.pool, look, decision))
+        if self._leads:
+            seen = asdict(look.signals)
+            signals = {name: float(seen[name]) for name in (*_KEPT, *_KEPT_TOO)}
+            self._store.instances.decided(
+                Scaling(self._clock.now(), config.pool, decision.desired, decision.reason, signals)
+            )
+
+
+def decide(observer: Observer, config: PoolConfig, history: list[Signals]) -> Decision:
+    """What is wanted now, within the limits."""
+    seen, facts = history[-1], observer.facts(config)
+    wanted = config.policy.decide(history, facts, seen.at)
+    return guard(wanted, seen, config.limits, facts, observer.spent(config.pool, config.limits))
+
+
+def facts_of(pool: str, look: Look, decision: Decision) -> dict[str, object]:
+    """What is told of one pool."""
+    seen = look.signals
+    return {
+        "pool": pool,
+        "queued_rows": round(seen.queued_rows),
+        "oldest_age_s": round(seen.oldest_age_s, 1),
+        "workers": seen.workers,
+        "pending": seen.pending,
+        "draining": seen.draining,
+        "desired": decision.desired,
+        "reason": decision.reason,
+    }
