@@ -54,6 +54,9 @@ class Settings:
     models_limit_bytes: int = 4 * 2**30
     """Loaded models are unloaded, least recently used first, above this."""
 
+    spot_notice: str = ""
+    """`imds` on a spot instance: leave when AWS is about to take it away. A URL asks there; empty asks nobody."""
+
     lease_s: float = 30.0
     heartbeat_s: float = 10.0
     sweep_s: float = 5.0
@@ -118,6 +121,8 @@ def _cross_checks(s: Settings) -> typing.Iterator[str]:
         yield f"BATCHLINE_JOBS_KEPT_S ({s.jobs_kept_s}) is less than BATCHLINE_RESULTS_KEPT_S ({s.results_kept_s})."
     if s.device != "cpu" and not s.device.startswith("cuda"):
         yield f"BATCHLINE_DEVICE is {s.device!r}; it must be cpu, cuda or cuda:N."
+    if s.spot_notice not in ("", "imds") and not s.spot_notice.startswith("http://"):
+        yield f"BATCHLINE_SPOT_NOTICE is {s.spot_notice!r}; it must be imds, http://… or empty."
     if s.connections < 3:
         yield f"BATCHLINE_CONNECTIONS ({s.connections}) must be at least 3."
     for name in ("lease_s", "heartbeat_s", "sweep_s", "dispatch_s", "idle_poll_s", "leader_lease_s", "group_wait_s"):

@@ -23,8 +23,10 @@ from workers.idle import Newcomers, look_for_work
 from workers.leaving import GIVE_BACK_S, Leave
 from workers.models import Models
 from workers.predict import Device, Predictor, Sizes
+from workers.reporting import Reporter
 from workers.runtimes.onnx_runtime import opener
 from workers.slices import SliceRunner
+from workers.spot_notice import IMDS, Imds, SpotNotice
 from workers.turns import Turns
 from workers.works import Works, warm
 
@@ -49,7 +51,14 @@ def main() -> int:
         opener(config.device, config.intra_op_threads),
         limit_bytes=config.models_limit_bytes,
     )
-    heart = Heart(own.workers, config, loaded=models.refs, done=turns.done, on_drain=lambda: _drain(leave))
+    heart = Heart(
+        own.workers,
+        config,
+        loaded=models.refs,
+        done=turns.done,
+        on_drain=lambda: _drain(leave),
+        report=Reporter(own.costs, turns).tell,
+    )
     engine = _engine(
         config,
         store,
@@ -64,6 +73,9 @@ def main() -> int:
     heart.start()
     device.watch()
     threading.Thread(target=_see_out, args=(leave, turns, store, heart, config), name="leave", daemon=True).start()
+    if config.spot_notice:
+        watch = SpotNotice(Imds(IMDS if config.spot_notice == "imds" else config.spot_notice), leave.begin)
+        threading.Thread(target=watch.watch, args=(leave.closing,), name="spot", daemon=True).start()
     _prepare(config, store, models, engine)
     for lane in Lane:
         looking = (engine, lane, config.idle_poll_s)
