@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from batchline.batch import BatchFault
+from batchline.data.text_blocks import BOM
 
 MAX_LINES = 1_000_000
 MAX_FAULTS = 100
@@ -76,6 +77,8 @@ def check(chunks: Iterable[bytes], endpoint: str, *, slice_rows: int, max_line_b
     start = end = rows = 0
     for number, upto, line in lines_of(chunks, max_line_bytes):
         end = upto
+        if number == 1 and line is not None:
+            line = line.removeprefix(BOM)  # noqa: PLW2901 - the mark is no part of it
         if line is not None and not line.strip():
             continue
         reader.read(number, line)

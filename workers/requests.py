@@ -16,6 +16,7 @@ from batchline.answers import infer_body, job_body, refusal, status_of
 from batchline.batch import Piece, Requests, Slice, Staged, bits_to_rows, part_key
 from batchline.data.blobs import Blobs, BlobUpload
 from batchline.data.places import BLOB
+from batchline.data.text_blocks import BOM
 from batchline.decoding import from_decoding
 from batchline.errors import BatchlineError, Fault, InvalidRequestError, RowError, SourceError
 from batchline.job import ClaimedJob, FinishedJob, JobView, Lane
@@ -118,10 +119,13 @@ class RequestsWork:
         with self._blobs.open(piece.uri.removeprefix(BLOB)) as blob:
             if piece.version and blob.version != piece.version:
                 raise SourceError("The uploaded file is not the one that was planned.")
-            rest = b""
+            rest, skip = b"", 0 if start else len(BOM)
             for chunk in blob.chunks(start, end):
                 *lines, rest = (rest + chunk).split(b"\n")
+                if lines and skip:
+                    lines[0], skip = lines[0].removeprefix(BOM), 0
                 yield from (line for line in lines if line.strip())
+            rest = rest.removeprefix(BOM) if skip else rest
             if rest.strip():
                 yield rest
 

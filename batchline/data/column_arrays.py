@@ -133,6 +133,30 @@ def numbers_of(texts: pa.Array[Any]) -> tuple[pa.Array[Any], Faults]:
     return pa.array(found, pa.float64()), faults
 
 
+def cast_each(column: pa.Array[Any], wanted: pa.DataType) -> tuple[pa.Array[Any], Faults]:
+    """N values as another type; what does not fit is null and a fault.
+
+    Raises:
+        pa.ArrowNotImplementedError: no value of the one type is ever one of the other.
+    """
+    if is_text(column.type):
+        trimmed = pc.utf8_trim_whitespace(column)
+        column = cast("pa.Array[Any]", pc.if_else(pc.is_in(trimmed, value_set=pa.array(NULLS)), None, trimmed))
+    try:
+        return column.cast(wanted), {}
+    except pa.ArrowInvalid:
+        pass
+    faults: Faults = {}
+    kept: list[object] = []
+    for at, value in enumerate(column):
+        try:
+            kept.append(value.cast(wanted).as_py())
+        except pa.ArrowInvalid:
+            faults[at] = f"{str(value.as_py())[:40]!r} is no {wanted}"
+            kept.append(None)
+    return pa.array(kept, wanted), faults
+
+
 def _misfits(values: Array, out: Array, tensor: TensorSpec) -> NDArray[np.bool_]:
     if tensor.is_float:
         return np.isinf(out) & np.isfinite(values)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from batchline.batch import BatchFault, DataSet
 from batchline.data import column_arrays
 from batchline.data.column_arrays import Array, Column, Faults, is_text, leaf_fits, list_fits, plain_type
-from batchline.data.contract import MOSTLY_NUMBERS, ROW, Rows
+from batchline.data.contract import MAYBE_NUMBERS, ROW, Rows
 from batchline.errors import Fault, InvalidRequestError, SourceError
 from batchline.model import ModelSpec, TensorSpec
 
@@ -64,7 +64,6 @@ class Mapper:
         self._spec = spec
         self._feeds = chosen.feeds
         self._passed = chosen.passed
-        self._texts = chosen.texts
         self.key = data.input.key
         is_numbered = self.key is None or (data.output.uri is None and data.output.table is None)
         fed = [name for feed in self._feeds for name in feed.names]
@@ -111,7 +110,7 @@ class Mapper:
         for feed in self._feeds:
             found = [batch.column(name) for name in feed.names]
             for at, (name, column) in enumerate(zip(feed.names, found, strict=True)):
-                if name in self._texts and is_text(column.type) and _takes_numbers(feed):
+                if _maybe_numbers(batch.schema.field(name)) and _takes_numbers(feed):
                     found[at], bad = column_arrays.numbers_of(column)
                     faults |= {row: f"column {name}: {why}" for row, why in bad.items() if row not in faults}
                 elif not _fits(column.type, feed):
@@ -123,6 +122,9 @@ class Mapper:
                 columns[feed.tensor.name], bad = self._tensor(found, feed, feed.tensor)
                 told = lambda why, feed=feed: _named(why, feed)  # noqa: E731
             faults |= {row: told(why) for row, why in bad.items() if row not in faults}
+        for name in self._passed:
+            _, bad = self._passed_as(name, batch.column(name))
+            faults |= {row: f"column {name}: {why}" for row, why in bad.items() if row not in faults}
         return columns, faults
 
     def _tensor(self, found: Sequence[pa.Array[Any]], feed: _Feed, tensor: TensorSpec) -> tuple[Column, Faults]:
@@ -181,12 +183,18 @@ class Mapper:
         arrays: list[pa.Array[Any]] = []
         for name in names:
             column = batch.column(name) if taken is None else batch.column(name).take(taken)
-            wanted = self.schema.field(name).type
-            try:
-                arrays.append(column if column.type == wanted else column.cast(wanted))
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
-                raise SourceError(f"The column {name!r} has values of type {column.type}, not {wanted}.") from e
+            arrays.append(self._passed_as(name, column)[0])
         return arrays
+
+    def _passed_as(self, name: str, column: pa.Array[Any]) -> tuple[pa.Array[Any], Faults]:
+        """A kept column as it was planned; null where it does not fit."""
+        wanted = self.schema.field(name).type
+        if column.type == wanted:
+            return column, {}
+        try:
+            return column_arrays.cast_each(column, wanted)
+        except pa.ArrowNotImplementedError as e:
+            raise SourceError(f"The column {name!r} has values of type {column.type}, not {wanted}.") from e
 
 
 def check(spec: ModelSpec, data: DataSet, schema: pa.Schema) -> list[BatchFault]:
@@ -202,7 +210,7 @@ class _Choice:
         self.feeds: list[_Feed] = []
         self._spec = spec
         self._types = {field.name: field.type for field in schema}
-        self.texts = {f.name for f in schema if f.metadata and f.metadata.items() >= MOSTLY_NUMBERS.items()}
+        self.texts = {field.name for field in schema if _maybe_numbers(field)}
         """Columns of text that numbers are read from."""
         self.passed = self._passed_through(data)
         if self.faults:
@@ -292,6 +300,10 @@ def _fits(kind: pa.DataType, feed: _Feed) -> bool:
     if feed.tensor is None:
         return is_text(plain_type(kind)) or pa.types.is_null(kind)
     return list_fits(kind, feed.tensor) if feed.is_list else leaf_fits(kind, feed.tensor)
+
+
+def _maybe_numbers(field: pa.Field[Any]) -> bool:
+    return is_text(field.type) and bool(field.metadata) and field.metadata.items() >= MAYBE_NUMBERS.items()
 
 
 def _takes_numbers(feed: _Feed) -> bool:

@@ -18,8 +18,8 @@ from batchline.batch import Chunk, Piece, Staged
 ROW = "row"
 """The column of the output that numbers rows when the input names no key: int64, from 0 within the batch."""
 
-MOSTLY_NUMBERS: dict[bytes | str, bytes | str] = {b"batchline": b"mostly numbers"}
-"""Metadata of a field of text whose values are numbers but for some faults: a number may be read from it."""
+MAYBE_NUMBERS: dict[bytes | str, bytes | str] = {b"batchline": b"maybe numbers"}
+"""Metadata of a field of text that numbers may be read from: CSV has no types, and one word makes a column text."""
 
 
 @dataclass(frozen=True, slots=True)

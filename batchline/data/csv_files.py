@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from batchline.data.column_arrays import NULLS
-from batchline.data.contract import MOSTLY_NUMBERS, Rows
+from batchline.data.column_arrays import NULLS, cast_each
+from batchline.data.contract import MAYBE_NUMBERS, Rows
 from batchline.data.jsonl_files import cut, one_batch
 from batchline.data.places import OpenFile
-from batchline.data.text_blocks import Block, RowScanner, blocks, chunks, head, text_start
+from batchline.data.text_blocks import Block, RowScanner, behind, blocks, chunks, head, text_start
 from batchline.data.text_blocks import spans as text_spans
 from batchline.data.uris import is_gzip
 from batchline.errors import SourceError
@@ -40,8 +40,8 @@ class _Header:
     """Byte offset of the first row."""
     types: dict[str, pa.DataType]
     """By the first rows; a column that is empty there has none."""
-    mostly_numbers: frozenset[str]
-    """Columns of text whose first rows are numbers but for a few."""
+    maybe_numbers: frozenset[str]
+    """Columns of text whose first rows are numbers at least as often as words."""
 
 
 def schema(file: OpenFile) -> pa.Schema | None:
@@ -50,7 +50,7 @@ def schema(file: OpenFile) -> pa.Schema | None:
     if not header.types and not _has_rows(file, header):
         return None
     fields = [pa.field(name, header.types.get(name, pa.null())) for name in header.names]
-    return pa.schema([f.with_metadata(MOSTLY_NUMBERS) if f.name in header.mostly_numbers else f for f in fields])
+    return pa.schema([f.with_metadata(MAYBE_NUMBERS) if f.name in header.maybe_numbers else f for f in fields])
 
 
 def spans(file: OpenFile, slice_rows: int) -> Iterator[tuple[Span, int]]:
@@ -72,16 +72,9 @@ def read(file: OpenFile, span: Span, rows: int, columns: Sequence[str] | None, b
     low, high = cast("tuple[int, int]", tuple(span))
     text = chunks(file, low, high)
     if is_gzip(file.uri):
-        text = _behind(text, low)
+        text = behind(text, low)
     for block in blocks(text, file.uri, quoted=True):
         yield from cut(_read_block(block, file.uri, header, wanted), batch_rows)
-
-
-def _behind(text: Iterator[bytes], skip: int) -> Iterator[bytes]:
-    for chunk in text:
-        if len(chunk) > skip:
-            yield chunk[skip:]
-        skip = max(0, skip - len(chunk))
 
 
 def _header(file: OpenFile) -> _Header:
@@ -104,23 +97,31 @@ def _header(file: OpenFile) -> _Header:
     numbers: list[str] = []
     if sample.rows:
         table, _ = _parse(sample, names, pacsv.ConvertOptions(null_values=NULLS))
-        types = {field.name: field.type for field in table.schema if not pa.types.is_null(field.type)}
-        texts = [field.name for field in table.schema if pa.types.is_string(field.type)]
-        numbers = [name for name in texts if _is_mostly_numbers(table.column(name).slice(0, _LOOK_ROWS))]
+        types = {field.name: _type(field.type) for field in table.schema if not pa.types.is_null(field.type)}
+        texts = [name for name, kind in types.items() if pa.types.is_string(kind)]
+        numbers = [name for name in texts if _maybe_numbers(table.column(name).slice(0, _LOOK_ROWS))]
     return _Header(names, ends[0] + text_start(file), types, frozenset(numbers))
 
 
-def _is_mostly_numbers(values: pa.ChunkedArray[Any]) -> bool:
-    texts = [text for text in cast("list[str | None]", values.to_pylist()) if text not in (None, *NULLS)]
+def _type(found: pa.DataType) -> pa.DataType:
+    """What pyarrow takes for bytes is text of another encoding; its rows become faults."""
+    return pa.string() if pa.types.is_binary(found) else found
+
+
+def _maybe_numbers(values: pa.ChunkedArray[Any]) -> bool:
+    given = cast("list[str | bytes | None]", values.to_pylist())
+    texts = [text.decode("latin-1") if isinstance(text, bytes) else text for text in given]
+    texts = [text for text in texts if text not in (None, *NULLS)]
     found = sum(NUMBER.fullmatch(text or "") is not None for text in texts)
-    return found > len(texts) * 0.8
+    return 0 < len(texts) <= 2 * found
 
 
 def _names(line: bytes, uri: str) -> list[str]:
     try:
         names = next(csv.reader(io.StringIO(line.decode(), newline=""), strict=True))
     except (csv.Error, UnicodeDecodeError, StopIteration) as e:
-        raise SourceError(f"{uri}: the first line is no CSV header.") from e
+        told = "is not UTF-8; save the file as UTF-8" if isinstance(e, UnicodeDecodeError) else "is no CSV header"
+        raise SourceError(f"{uri}: the first line {told}.") from e
     return [name.strip() for name in names]
 
 
@@ -164,7 +165,13 @@ def _read_block(block: Block, uri: str, header: _Header, wanted: list[str]) -> R
         raise SourceError(
             f"{uri}: of {block.rows} rows {batch.num_rows} can be told apart: a quotation mark stands alone."
         )
-    return Rows(batch, faults)
+    return Rows(_marked(batch), faults)
+
+
+def _marked(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Texts marked as what numbers may be read from: in the rows before they may have been numbers."""
+    fields = [f.with_metadata(MAYBE_NUMBERS) if pa.types.is_string(f.type) else f for f in batch.schema]
+    return pa.RecordBatch.from_arrays(batch.columns, schema=pa.schema(fields))
 
 
 def _with_gaps(
@@ -202,21 +209,12 @@ def _typed(name: str, raw: pa.Array[Any], wanted: pa.DataType | None, faults: di
     text = _decoded(name, raw, faults)
     if wanted is None or pa.types.is_string(wanted):
         return text
-    values = pc.if_else(pc.is_in(text, value_set=pa.array(NULLS)), None, pc.utf8_trim_whitespace(text))
-    kinds = [wanted, pa.float64()] if pa.types.is_integer(wanted) else [wanted]
-    for kind in kinds:
-        try:
-            return pc.cast(values, kind)
-        except pa.ArrowInvalid:
-            continue
-    kept: list[object] = []
-    for at, value in enumerate(values):
-        try:
-            kept.append(value.cast(wanted).as_py())
-        except pa.ArrowInvalid:
-            faults.setdefault(at, f"column {name}: {str(value.as_py())[:40]!r} is no {wanted}")
-            kept.append(None)
-    return pa.array(kept, wanted)
+    found, bad = cast_each(text, wanted)
+    if bad and pa.types.is_integer(wanted):
+        found, bad = cast_each(text, pa.float64())
+    for at, why in bad.items():
+        faults.setdefault(at, f"column {name}: {why}")
+    return found
 
 
 def _decoded(name: str, raw: pa.Array[Any], faults: dict[int, str]) -> pa.Array[Any]:
@@ -228,6 +226,6 @@ def _decoded(name: str, raw: pa.Array[Any], faults: dict[int, str]) -> pa.Array[
             try:
                 texts.append(None if value is None else value.decode())
             except UnicodeDecodeError:
-                faults.setdefault(at, f"column {name}: the text is no UTF-8")
+                faults.setdefault(at, f"column {name}: the text is not UTF-8; save the file as UTF-8")
                 texts.append(None)
         return pa.array(texts, pa.string())

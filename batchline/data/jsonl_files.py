@@ -16,8 +16,9 @@ import pyarrow.json as pj
 
 from batchline.data.contract import Rows
 from batchline.data.places import OpenFile
-from batchline.data.text_blocks import Block, blocks, chunks, head, text_start
+from batchline.data.text_blocks import Block, behind, blocks, chunks, head, text_start
 from batchline.data.text_blocks import spans as text_spans
+from batchline.data.uris import is_gzip
 from batchline.errors import SourceError
 
 BARE = "value"
@@ -72,7 +73,8 @@ def read(file: OpenFile, span: Span, rows: int, columns: Sequence[str] | None, b
 def raw_blocks(file: OpenFile, span: Span) -> Iterator[Block]:
     """The lines of a span as they stand."""
     low, high = cast("tuple[int, int]", tuple(span))
-    return blocks(chunks(file, low, high), file.uri, quoted=False)
+    text = chunks(file, low, high)
+    return blocks(behind(text, low) if is_gzip(file.uri) else text, file.uri, quoted=False)
 
 
 def lines_of(block: Block) -> list[bytes]:
@@ -148,7 +150,9 @@ def _careful(block: Block, wanted: list[str], types: dict[str, pa.DataType]) -> 
                     "the line is no JSON object" if not bare else "the line is an object, unlike the first ones"
                 )
         except orjson.JSONDecodeError as e:
-            faults[at] = f"the line is no JSON: {e}"
+            faults[at] = (
+                f"the line is no JSON: {e}" if _is_utf8(line) else "the line is not UTF-8; save the file as UTF-8"
+            )
         for name, column in values.items():
             column.append(row.get(name))
     arrays = [column_of(name, values[name], types.get(name), faults) for name in wanted]

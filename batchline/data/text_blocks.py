@@ -26,7 +26,9 @@ _RATIO_FROM_BYTES = 64 << 20
 """A small file may swell as it likes."""
 
 _NEWLINE, _RETURN, _QUOTE, _COMMA = b'\n\r",'
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
+"""What some programs begin a UTF-8 file with; it is no part of the text."""
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 Offsets = NDArray[np.int64]
 
@@ -55,6 +57,14 @@ def chunks(file: OpenFile, start: int, end: int | None, chunk_bytes: int = CHUNK
             raise SourceError(f"{file.uri} ends at byte {start}, before byte {end} that was planned.")
         start += len(data)
         yield data
+
+
+def behind(text: Iterator[bytes], skip: int) -> Iterator[bytes]:
+    """The chunks without their first `skip` bytes."""
+    for chunk in text:
+        if len(chunk) > skip:
+            yield chunk[skip:]
+        skip = max(0, skip - len(chunk))
 
 
 def _inflated(file: OpenFile, chunk_bytes: int) -> Iterator[bytes]:
@@ -226,15 +236,21 @@ def spans(file: OpenFile, first: int, slice_rows: int, *, quoted: bool) -> Itera
 
 
 def head(file: OpenFile, count: int = 1 << 20) -> bytes:
-    """The first bytes of the text, a byte order mark left out."""
+    """The first bytes of the text, a byte order mark left out.
+
+    Raises:
+        SourceError: the text is UTF-16; and as `chunks`.
+    """
     got = bytearray()
     for chunk in chunks(file, 0, min(file.size, count), 1 << 18):
         got += chunk
         if len(got) >= count:
             break
-    return bytes(got[:count]).removeprefix(_BOM)
+    if got.startswith(_UTF16):
+        raise SourceError(f"{file.uri} is UTF-16; save it as UTF-8.")
+    return bytes(got[:count]).removeprefix(BOM)
 
 
 def text_start(file: OpenFile) -> int:
     """Where the text begins: behind a byte order mark."""
-    return len(_BOM) if next(chunks(file, 0, min(file.size, 1 << 18), 1 << 18), b"").startswith(_BOM) else 0
+    return len(BOM) if next(chunks(file, 0, min(file.size, 1 << 18), 1 << 18), b"").startswith(BOM) else 0

@@ -277,7 +277,7 @@ def test_a_csv_line_with_too_many_values_is_a_fault_of_its_row(here: Here) -> No
 
 
 def test_a_value_that_is_no_number_is_a_fault_of_its_row(here: Here) -> None:
-    """Far behind: a fault. Among the first rows: text, marked as mostly numbers, for the mapper to read."""
+    """Far behind: a fault. Among the first rows: text, marked for the mapper, unless there are more words."""
     many = [b"a,b"] + [b"%d,%d.5" % (n, n) for n in range(200_000)]
     many[150_001] = b"150000,nine"
     here.put("late.csv", b"\n".join(many))
@@ -285,10 +285,49 @@ def test_a_value_that_is_no_number_is_a_fault_of_its_row(here: Here) -> None:
     told = [why for part in got for why in part.faults.values()]
     assert told == ["column b: 'nine' is no double"]
     assert joined(got).num_rows == 200_000
-    here.put("early.csv", b"a,b\n1,2\n3,x\n" + b"4,5\n" * 9)
-    field = here.source("early.csv").schema().field("b")
-    assert field.type == pa.string()
-    assert field.metadata == {b"batchline": b"mostly numbers"}
+    here.put("early.csv", b"a,b,c,d\n1,2,y,n\n3,x,z,0\n")
+    schema = here.source("early.csv").schema()
+    assert schema.types == [pa.int64(), pa.string(), pa.string(), pa.string()]
+    assert [bool(schema.field(name).metadata) for name in "abcd"] == [False, True, False, True]
+    (got,) = read_all(here.source("early.csv"), 100)
+    assert [bool(field.metadata) for field in got.batch.schema] == [False, True, True, True]
+
+
+def test_text_that_is_not_utf8_is_a_fault_of_its_row(here: Here) -> None:
+    """Latin-1, from the first row or far behind: told by row and column with what to do; the rest is read."""
+    rows = [b"a,b"] + [b"%d,%s" % (n, b"xyz" * 20) for n in range(30_000)]
+    rows[1], rows[3], rows[29_000] = (f"{n},Zürich".encode("latin-1" if n != 2 else "utf-8") for n in (0, 2, 28_999))
+    here.put("a.csv", b"\n".join([*rows, b""]))
+    here.put("a.jsonl", b"".join(b'{"a":%s,"b":"%s"}\n' % tuple(row.split(b",")) for row in rows[1:]))
+    for name, told in (("a.csv", "column b: the text is not UTF-8; "), ("a.jsonl", "the line is not UTF-8; ")):
+        assert here.source(name).schema().types == [pa.int64(), pa.string()]
+        (got,) = read_all(here.source(name), 100_000, batch_rows=100_000)
+        assert dict(got.faults) == dict.fromkeys((0, 28_999), told + "save the file as UTF-8")
+        assert got.batch.column("b").to_pylist()[1:3] == ["xyz" * 20, "Zürich"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_other_encodings_of_a_whole_file_are_named(here: Here, ending: str) -> None:
+    """UTF-16 with its mark, and a header of Latin-1."""
+    text = "a,Größe\n1,2\n"
+    here.put(f"wide.{ending}", text.encode("utf-16"))
+    with pytest.raises(SourceError, match=rf"wide\.{ending} is UTF-16; save it as UTF-8"):
+        here.source(f"wide.{ending}").schema()
+    if ending == "csv":
+        here.put("latin.csv", text.encode("latin-1"))
+        with pytest.raises(SourceError, match=r"latin\.csv: the first line is not UTF-8"):
+            here.source("latin.csv").schema()
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "csv.gz", "jsonl.gz"])
+def test_a_byte_order_mark_is_no_part_of_the_text(here: Here, ending: str) -> None:
+    """As spreadsheets put it before UTF-8; rows and spans are the same as without."""
+    data = b"\xef\xbb\xbf" + encoded(table(100), ending.removesuffix(".gz"))
+    here.put(f"a.{ending}", gzip.compress(data) if ending.endswith(".gz") else data)
+    for slice_rows in (30, 1000):
+        got = read_all(here.source(f"a.{ending}"), slice_rows)
+        assert not any(rows.faults for rows in got)
+        assert joined(got).to_pydict() == table(100).to_pydict()
 
 
 def test_numbers_that_turn_out_to_be_fractions_are_no_fault(here: Here) -> None:

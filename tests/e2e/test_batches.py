@@ -68,8 +68,11 @@ def expected(http: httpx.Client, rows: list[Any]) -> list[Any]:
 
 
 def test_openais_batch(client: openai.OpenAI, http: httpx.Client, system: System) -> None:
-    """Good lines are in the output file, in OpenAI's shape; one that does not fit the model is in the error file."""
-    lines = b"".join(request(f"r{n}", ROWS[n : n + 2]) for n in range(20)) + request("bad", [[1.0]])
+    """Good lines are in the output file, in OpenAI's shape; one that does not fit the model is in the error file.
+
+    A byte order mark before the first line is no part of it.
+    """
+    lines = b"\xef\xbb\xbf" + b"".join(request(f"r{n}", ROWS[n : n + 2]) for n in range(20)) + request("bad", [[1.0]])
     batch = ended(client, system, lines)
     assert batch.status == "completed", batch
     counts = batch.request_counts

@@ -130,6 +130,24 @@ def test_the_default_sink_has_lines_in_the_order_of_rows(rig: Rig, batch: Batch)
     assert batch.counts().failed == 1
 
 
+def test_words_among_the_numbers_of_csv_files_fail_their_rows_only(rig: Rig, model: int, tmp_path: Path) -> None:
+    """In the first file, where they make the column text, in a later one, and in the key; told by row and column."""
+    for name, rows in (("a", ["1,1,1,1", "2,1,one,1"]), ("b", ["3,1,1,1", "x,1,1,1", "5,1,1,two", "6,2,2,2"])):
+        (tmp_path / "data" / f"{name}.csv").write_text("\n".join(["id,f0,f1,f2", *rows]), encoding="utf-8")
+    given = Input(uri=f"file://{tmp_path}/data/*.csv", key="id")
+    id_ = batch_rig.data_set(rig.store, model, "double@1", rig.settings, given=given, output=Output(), slice_rows=3)
+    run_all(rig)
+    text = b"".join(rig.store.results.read(id_, after=-1, limit=100))
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [(line["row"], line["id"]) for line in lines] == [(0, 1), (1, 2), (2, 3), (3, None), (4, 5), (5, 6)]
+    assert [line["error"]["message"] for line in lines if "error" in line] == [
+        "column f1: 'one' is no number",
+        "column id: 'x' is no int64",
+        "column f2: 'two' is no number",
+    ]
+    assert lines[5]["y"] == [4, 4, 4]
+
+
 def test_bad_rows_among_good_ones_fail_alone(rig: Rig, tmp_path: Path) -> None:
     """Rows that the model refuses: found by halving, named with number and key; all others succeed."""
     model = rig.add("pick", small_models.pick(tmp_path / "pick.onnx"))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from batchline.batch import DataSet, Input, Output
 from batchline.data.column_arrays import arrow_type, to_arrow
 from batchline.data.columns import Mapped, Mapper, check
-from batchline.data.contract import MOSTLY_NUMBERS, Rows
+from batchline.data.contract import MAYBE_NUMBERS, Rows
 from batchline.errors import InvalidRequestError, SourceError
 from batchline.model import BatchPolicy, ModelSpec, TensorSpec, TextFront
 
@@ -182,13 +182,28 @@ def test_lists_of_the_wrong_length_are_faults() -> None:
     assert np.asarray(mapped(model(X3), data(), encoded).columns["x"])[:, 0].tolist() == [1.5, 2.5]
 
 
-def test_text_that_is_mostly_numbers_is_read() -> None:
+def test_text_that_may_be_numbers_is_read() -> None:
     """A CSV column with a few bad values: numbers for the model, text for the output."""
-    schema = pa.schema([pa.field("a", pa.string()).with_metadata(MOSTLY_NUMBERS), pa.field("k", pa.int64())])
+    schema = pa.schema([pa.field("a", pa.string()).with_metadata(MAYBE_NUMBERS), pa.field("k", pa.int64())])
     table = pa.RecordBatch.from_pydict({"a": ["1.5", "x", " 2 ", ""], "k": [1, 2, 3, 4]}, schema=schema)
     got = mapped(model(TensorSpec("a", "FP32", ())), data(key="k"), table)
     assert dict(got.faults) == {1: "column a: 'x' is no number", 3: "column a: there is no value"}
     assert np.asarray(got.columns["a"]).tolist() == [1.5, 2]
+
+
+def test_text_in_a_later_file_fails_its_rows_only() -> None:
+    """CSV has no types: where rows before were numbers, words are faults of their rows, in what feeds the model as in
+    what is kept; the key of such a row is null among the errors.
+    """
+    mapper = Mapper(model(TensorSpec("a", "FP32", ())), data(key="k"), batch(a=[1.0], k=[1]).schema)
+    schema = pa.schema([pa.field(name, pa.string()).with_metadata(MAYBE_NUMBERS) for name in ("a", "k")])
+    texts = pa.RecordBatch.from_pydict({"a": ["1.5", "x", "2", "3"], "k": [" 7", "8", "nine", "10"]}, schema=schema)
+    got = mapper.arrays(Rows(texts))
+    assert dict(got.faults) == {1: "column a: 'x' is no number", 2: "column k: 'nine' is no int64"}
+    assert np.asarray(got.columns["a"]).tolist() == [1.5, 3]
+    assert got.at is not None
+    assert mapper.output(texts, got.at, 0, {"y": np.zeros((2, 2), np.float32)}).column("k").to_pylist() == [7, 10]
+    assert mapper.errors(texts, [1, 2], 0, ["c", "c"], ["m", "m"]).column("k").to_pylist() == [8, None]
 
 
 def test_another_type_in_a_later_file_is_refused_by_name() -> None:

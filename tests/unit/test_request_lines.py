@@ -61,6 +61,15 @@ def test_a_file_without_faults_tells_its_model_and_how_many_lines_there_are():
     assert [(s.start, s.end, s.rows) for s in found.stretches] == [(0, len(data), 2)]
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_line():
+    """It stays in the bytes of the first stretch, where the worker passes over it too."""
+    data = b"\xef\xbb\xbf" + json.dumps(a_line(1)).encode()
+    found = check([data], "/v1/jobs", slice_rows=10, max_line_bytes=1000)
+    assert (found.faults, found.model) == ([], "digits")
+    assert [(s.start, s.end, s.rows) for s in found.stretches] == [(0, len(data), 1)]
+    assert check([b"\xef\xbb\xbf\n"], "/v1/jobs", slice_rows=10, max_line_bytes=1000).faults[0].code == "empty_file"
+
+
 def test_the_model_of_v2_stands_in_the_endpoint():
     """Bodies need not name it."""
     url = "/v2/models/digits/infer"
