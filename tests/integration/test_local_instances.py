@@ -118,15 +118,19 @@ def test_a_stranger_with_the_same_id_is_never_signalled(instances: Instances, tm
     (found,) = launch(instances)
     os.kill(found.pid, signal.SIGKILL)
     until(lambda: not instances.list(), within_s=10, what="gone")
-    with subprocess.Popen(SLEEPER) as stranger:
-        path = tmp_path / "run" / "instances" / f"{found.id}.json"
-        for changes in ({"pid": stranger.pid}, {"pid": stranger.pid, "boot": "another"}):
+    path = tmp_path / "run" / "instances" / f"{found.id}.json"
+    stranger = subprocess.Popen(SLEEPER)
+    earlier = found.started_ticks - 1  # a tick has 10 ms, in which a test can start two processes
+    try:
+        for changes in ({"pid": stranger.pid, "started_ticks": earlier}, {"boot": "another"}):
             path.write_text(json.dumps(json.loads(path.read_text()) | changes))
             assert instances.list() == []
             instances.end([found.id], grace_s=0.0)
             assert instances.end_all(grace_s=0.0) == 0
         assert stranger.poll() is None
+    finally:
         stranger.kill()
+        stranger.wait()
 
 
 def test_the_deaf_are_killed_when_their_grace_is_over(instances: Instances, tmp_path: Path) -> None:
