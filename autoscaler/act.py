@@ -94,7 +94,8 @@ class Hands:
         self._rules = reconcile.Rules(provider.stale_s, config.start_limit_s)
         self._memory = reconcile.Memory()
         self._compared_at = float("-inf")
-        self._asked: dict[str, float] = {}
+        self._again: dict[str, float] = {}
+        """When to ask again for the end of what is stopping."""
         self._stillborn = 0
         self._rng = rng
 
@@ -115,15 +116,14 @@ class Hands:
         if now - self._compared_at < self._reconcile_s and not (moving or self._memory.absent or self._memory.risen):
             return
         ledger = self._ledger.list(pool=self._config.pool, gone_within_s=_KNOWN_S)
-        listing = self._call("list", self._provider.list, self._listing) if self._listing.over else None
+        listing = self._list()
         launches = {x.id for x in unsettled} | {i.launch_id for i in ledger if i.launch_id is not None}
-        ours = None if listing is None else [f for f in listing if f.pool == self._config.pool]
-        plan = reconcile.plan(ledger, launches, ours, self._memory, now=now, rules=self._rules)
+        plan = reconcile.plan(ledger, launches, listing, self._memory, now=now, rules=self._rules)
         self._follow(plan, launches)
         self._memory = plan.memory
-        if ours is not None:
+        if listing is not None:
             self._compared_at = now
-            self._close(unsettled, ours)
+            self._close(unsettled, listing)
         if any(i.status is InstanceStatus.SERVING and i.workers for i in ledger):
             self._stillborn = 0
 
@@ -154,9 +154,8 @@ class Hands:
     def end(self, stopping: Sequence[Instance]) -> None:
         """End what has drained; ask again until it is gone."""
         now = self._clock.monotonic()
-        asked = {i.id: self._asked.get(i.id, float("-inf")) for i in stopping}
-        self._asked = asked
-        due = [id_ for id_, at in asked.items() if now - at >= _END_AGAIN_S]
+        self._again = {i.id: self._again.get(i.id, now) for i in stopping}
+        due = [id_ for id_, at in self._again.items() if now >= at]
         if due and self._config.limits.enabled and self._ending.over:
             failpoints.hit("autoscaler.after_stopping")
             self._end(due)
@@ -222,20 +221,33 @@ class Hands:
 
     def _end(self, ids: Sequence[str]) -> None:
         """All in one call; if the provider will not have that, each alone, so that one bad id keeps no other."""
+        refused = set[str]()
         try:
             self._ask("end", lambda: self._provider.end(ids), self._ending)
         except ProviderError as e:
             if e.trouble is Trouble.REFUSED and len(ids) > 1:
-                for id_ in ids:
-                    self._call("end", lambda one=id_: self._provider.end([one]), self._ending)
-        for id_ in ids:
-            self._asked[id_] = self._clock.monotonic()
+                refused = {id_ for id_ in ids if not self._end_alone(id_)}
+                if len(refused) < len(ids):
+                    self._ending.worked()
+        now = self._clock.monotonic()
+        self._again.update({id_: now + (REFUSED_S if id_ in refused else _END_AGAIN_S) for id_ in ids})
 
-    def _call(self, what: str, work: Callable[[], T], patience: Patience) -> T | None:
+    def _end_alone(self, id_: str) -> bool:
         try:
-            return self._ask(what, work, patience)
+            self._ask("end", lambda: self._provider.end([id_]), self._ending)
+        except ProviderError:
+            return False
+        return True
+
+    def _list(self) -> Sequence[Found] | None:
+        """What the provider lists of the pool; None when it does not say."""
+        if not self._listing.over:
+            return None
+        try:
+            listing = self._ask("list", self._provider.list, self._listing)
         except ProviderError:
             return None
+        return [found for found in listing if found.pool == self._config.pool]
 
     def _ask(self, what: str, work: Callable[[], T], patience: Patience) -> T:
         """Call the provider; what it says wrong is logged and waited out.

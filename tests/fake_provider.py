@@ -91,6 +91,10 @@ class FakeProvider:
         self._options = options
         self._rng = random.Random(options.seed)
 
+    def heal(self) -> None:
+        """No faults from now on."""
+        self._options = Options(self._options.path, self._options.stale_s)
+
     def check(self) -> None:
         if not Path(self._options.path).parent.is_dir():
             raise SettingsError(f"there is no cloud at {self._options.path}; name another path")

@@ -1,0 +1,293 @@
+"""The autoscaler over the real ledger and a cloud with faults: never too many, none twice or lost, none busy ended."""
+
+from __future__ import annotations
+
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+
+import pytest
+import stack
+from fake_provider import Crew, FakeProvider, Options
+
+from autoscaler import act
+from autoscaler.config import parse
+from autoscaler.loop import Autoscaler
+from autoscaler.providers import ADAPTERS, Adapter
+from autoscaler.providers.contract import ProviderError, Trouble
+from batchline.clock import FakeClock
+from batchline.job import Status
+from batchline.store.instance_contract import InstanceStatus
+
+QUEUE = "policy = 'queue'\npolicy_options = { rows_per_worker = 10, cooldown_s = 10 }\n"
+
+
+@pytest.fixture(autouse=True)
+def _fake(monkeypatch):
+    monkeypatch.setitem(ADAPTERS, "fake", Adapter("fake_provider", "FakeProvider"))
+
+
+@pytest.fixture
+def model(store):
+    return store.catalogue.register_model(stack.a_spec(pool="cpu"))
+
+
+def holder(store):
+    """Who leads."""
+    return store.db.run("SELECT holder FROM leases WHERE name = 'autoscaler'")[0][0]
+
+
+class Rig:
+    """A scaler, its cloud and the workers there; the clock is turned by hand, a tick at a time."""
+
+    def __init__(self, store, folder, settings="max_workers = 6", **faults):
+        self.store = store
+        self.clock = FakeClock(datetime.now(UTC))
+        self.provider = FakeProvider("cpu", Options(str(folder / "cloud.json"), **faults))
+        self.cloud = self.provider.cloud
+        self.config = parse(f"every_s = 0.1\n[pools.cpu]\nprovider = 'fake'\n{QUEUE}{settings}", "a.toml")
+        self.scaler = self.another()
+
+    def another(self):
+        """A process that has just started."""
+        return Autoscaler(self.store, self.config, {"cpu": self.provider}, self.clock, lease_s=0.3)
+
+    def tick(self, times=1, crew=None):
+        for _ in range(times):
+            self.scaler.tick()
+            if crew:
+                crew.step()
+            self.clock.advance(5.0)
+
+    def ledger(self):
+        return {i.id: i.status for i in self.store.instances.list()}
+
+    def submit(self, model, rows):
+        jobs = [stack.new_job(model) for _ in range(rows)]
+        self.store.jobs.submit(jobs)
+        return [job.id for job in jobs]
+
+
+def test_it_scales_up_and_back_to_nothing(store, tmp_path, model):
+    """A queue brings workers within two ticks, as far as the limit; when it is empty they drain, end and are gone."""
+    rig = Rig(store, tmp_path)
+    jobs = rig.submit(model, 100)
+    rig.tick(2)
+    assert len(rig.cloud.live()) == 6
+    crew = Crew(store, rig.cloud, model)
+    for _ in range(200):
+        rig.tick(crew=crew)
+        if not rig.cloud.live() and not rig.ledger():
+            break
+    assert (rig.cloud.live(), rig.ledger()) == (set(), {})
+    assert {view.status for view in store.jobs.read(jobs).values()} == {Status.SUCCEEDED}
+    assert (crew.busy_stopped, rig.cloud.read()["peak"]) == (0, 6)
+    kept = store.instances.decisions(pool="cpu")
+    assert {scaling.desired for scaling in kept} >= {0, 6}
+    assert kept[-1].signals["queued_rows"] == 100
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_bad_cloud_costs_time_and_nothing_else(store, tmp_path, model, seed):
+    """Half of all calls throttled, a third of the replies lost after the effect, no capacity now and then, listings
+    stale: never above the limit, nothing untracked, nothing busy ended, and it converges."""
+    rig = Rig(store, tmp_path, stale_s=0.3, throttled=0.5, lost=0.3, capacity=0.2, seed=seed)
+    jobs = rig.submit(model, 150)
+    crew = Crew(store, rig.cloud, model, seed=seed)
+    for n in range(400):
+        if n in (20, 40):
+            jobs += rig.submit(model, 60)
+        if n % 30 == 29:
+            rig.scaler = rig.another()  # the one before is dead: its memory is lost, its lease must run out
+        rig.tick(crew=crew)
+        assert len(rig.cloud.live()) <= 6
+        if n > 40 and not rig.cloud.live() and not rig.ledger() and store.jobs.terminal(jobs) == set(jobs):
+            break
+    assert (rig.cloud.live(), rig.ledger(), store.instances.unsettled()) == (set(), {}, [])
+    assert {view.status for view in store.jobs.read(jobs).values()} == {Status.SUCCEEDED}
+    state = rig.cloud.read()
+    assert (crew.busy_stopped, state["peak"]) == (0, 6)
+    known = {str(i.id) for i in store.instances.list(gone_within_s=1e6)}
+    assert known == set(state["instances"])
+
+
+def test_one_sweep_leaves_no_orphan(store, tmp_path, model):
+    """What nobody knows is entered; what no known launch has brought is ended; what it holds is not lost."""
+    rig = Rig(store, tmp_path, "min_workers = 1")
+    rig.tick(2)
+    (mine,) = rig.cloud.live()
+    stack.a_worker(store, instance=mine)
+    rig.cloud.start("stray", str(uuid.uuid4()), age_s=1000.0)
+    rig.cloud.start("recent", str(uuid.uuid4()), age_s=10.0)
+    rig.cloud.start("untagged", None)
+    rig.cloud.start("of another pool", None, pool="gpu")
+    rig.scaler = rig.another()  # a start sweeps
+    rig.store.workers.resign("autoscaler", holder(store))
+    rig.tick()
+    assert rig.cloud.live() - {"untagged"} == {mine, "recent", "of another pool"}
+    assert set(rig.ledger()) == {mine, "stray", "untagged"}
+
+
+def test_a_lost_reply_is_asked_for_again_with_the_same_id(store, tmp_path, model):
+    """The second call names what the first has started."""
+    rig = Rig(store, tmp_path, "min_workers = 2", lost=1.0)
+    rig.tick()
+    (launch,) = store.instances.unsettled()
+    assert (launch.tries, len(rig.cloud.live()), rig.ledger()) == (1, 2, {})
+    rig.provider.heal()
+    rig.tick(2)
+    assert store.instances.unsettled() == []
+    assert set(rig.ledger()) == rig.cloud.live()
+    assert len(rig.cloud.read()["instances"]) == 2
+
+
+def test_one_bad_id_keeps_no_other_from_being_ended(store, tmp_path, model):
+    """The provider refuses the whole call; each is asked for alone."""
+    rig = Rig(store, tmp_path, "min_workers = 3")
+    rig.tick()
+    *good, bad = sorted(rig.cloud.live())
+    rig.provider.refused = {bad}
+    for id_ in (*good, bad):
+        store.instances.stop(holder(store), id_, "a test")
+    rig.tick()
+    assert rig.cloud.live() & {bad, *good} == {bad}
+    rig.provider.refused = set()
+    rig.tick(60)
+    assert bad in rig.cloud.live(), "a refusal is not repeated at every tick"
+    rig.clock.advance(act.REFUSED_S)
+    rig.tick()
+    assert bad not in rig.cloud.live()
+
+
+def test_a_vanished_instance_is_dropped_and_replaced(store, tmp_path, model):
+    """The others are left as they are."""
+    rig = Rig(store, tmp_path, "min_workers = 3", stale_s=0.1)
+    rig.tick()
+    lost, *rest = sorted(rig.cloud.live())
+    workers = {id_: stack.a_worker(store, instance=id_) for id_ in (lost, *rest)}
+    rig.tick(2)
+    rig.cloud.vanish(lost)
+    store.workers.bury([workers[lost]])
+    for _ in range(60):
+        rig.tick()
+        if lost not in rig.ledger():
+            break
+    assert lost not in rig.ledger()
+    assert set(rest) < set(rig.ledger())
+    assert len(rig.cloud.live()) == 3
+
+
+def test_one_that_never_registers_is_stopped_and_not_replaced_at_once(store, tmp_path, model):
+    """An image that does not start must not be launched over and over."""
+    rig = Rig(store, tmp_path, "min_workers = 1\nstart_limit_s = 0.2")
+    rig.tick()
+    (first,) = rig.cloud.live()
+    for _ in range(100):
+        rig.tick()
+        if not rig.cloud.live():
+            break
+    else:
+        pytest.fail("still there")
+    before = rig.cloud.read()["calls"]["launch"]
+    rig.tick(2)
+    assert rig.cloud.read()["calls"]["launch"] == before
+    assert first not in rig.ledger() or rig.ledger()[first] is InstanceStatus.STOPPING
+    rig.tick(10)
+    assert rig.cloud.read()["calls"]["launch"] > before
+
+
+@pytest.mark.parametrize(
+    ("trouble", "wait_s"), [(Trouble.REFUSED, act.REFUSED_S), (Trouble.CAPACITY, act.NO_CAPACITY_S)]
+)
+def test_who_says_no_is_left_alone_for_a_while(store, tmp_path, caplog, trouble, wait_s):
+    """The ledger keeps why; nothing is asked again before its time; a refusal is logged as an error."""
+    rig = Rig(store, tmp_path, "min_workers = 1")
+    asked = []
+
+    def launch(given):
+        asked.append(given)
+        raise ProviderError(trouble, "not here")
+
+    rig.provider.launch = launch
+    rig.tick(20)
+    rig.clock.advance(wait_s - 101)
+    rig.tick()
+    assert (len(asked), store.instances.unsettled()) == (1, [])
+    assert ("ERROR" in {r.levelname for r in caplog.records}) == (trouble is Trouble.REFUSED)
+    rig.tick(2)
+    assert len(asked) == 2
+
+
+def test_switched_off_nothing_is_launched_or_stopped(store, tmp_path, model):
+    """The kill switch; what is there is still counted."""
+    rig = Rig(store, tmp_path, "max_workers = 2\nmin_workers = 2")
+    rig.tick()
+    running = rig.cloud.live()
+    off = Rig(store, tmp_path, "max_workers = 1\nenabled = false")
+    store.workers.resign("autoscaler", holder(store))
+    store.instances.stop(uuid.uuid4(), "nobody", "no leader")
+    rig.submit(model, 100)
+    off.cloud.start("stray", str(uuid.uuid4()), age_s=1000.0)
+    before = off.cloud.read()["calls"]
+    off.tick(5)
+    assert off.cloud.live() == running | {"stray"}
+    assert {k: v for k, v in off.cloud.read()["calls"].items() if k != "list"} == {
+        k: v for k, v in before.items() if k != "list"
+    }
+
+
+def test_workers_that_nobody_launched_count_and_are_never_stopped(store, tmp_path, model):
+    """`up` has started one: two more make three; without work the two go and the one stays."""
+    rig = Rig(store, tmp_path, "max_workers = 3")
+    own = stack.a_worker(store, lease_s=600.0)
+    jobs = rig.submit(model, 100)
+    rig.tick(2)
+    assert len(rig.cloud.live()) == 2
+    crew = Crew(store, rig.cloud, model)
+    for _ in range(200):
+        rig.tick(crew=crew)
+        if not rig.cloud.live():
+            break
+    assert store.jobs.terminal(jobs) == set(jobs)
+    assert [w.draining for w in store.workers.list() if w.id == own] == [False]
+    assert rig.cloud.read()["peak"] == 2
+
+
+def test_a_broken_provider_stops_no_other_pool(store, tmp_path, model):
+    """Whatever it raises; the loop goes on."""
+    rig = Rig(store, tmp_path, "min_workers = 1\n[pools.a]\nprovider = 'fake'\nmin_workers = 1")
+    broken = FakeProvider("a", Options(str(tmp_path / "a.json")))
+    broken.launch = broken.list = broken.end = lambda *_: 1 / 0
+    rig.scaler = Autoscaler(store, rig.config, {"a": broken, "cpu": rig.provider}, rig.clock, lease_s=0.3)
+    rig.tick(2)
+    assert len(rig.cloud.live()) == 1
+    assert [launch.pool for launch in store.instances.unsettled()] == ["a"]
+
+
+def test_two_scalers_at_once_launch_once(store, tmp_path, model):
+    """One leads; the other looks on, and takes over when the first resigns."""
+    rig = Rig(store, tmp_path, "min_workers = 3")
+    pair = [rig.another(), rig.another()]
+    for _ in range(3):
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(Autoscaler.tick, pair))
+    state = rig.cloud.read()
+    assert (len(state["instances"]), len(state["launches"])) == (3, 1)
+    for scaler in pair:
+        scaler.close()
+    rig.cloud.vanish(next(iter(state["instances"])))
+    late = rig.another()
+    late.tick()
+    assert holder(store) == late._id
+
+
+def test_a_launch_that_nobody_could_settle_is_given_up(store, tmp_path, model):
+    """After an hour, when no provider remembers its id: what is listed of it is entered, and it counts no more."""
+    rig = Rig(store, tmp_path, "min_workers = 2", lost=1.0)
+    rig.tick()
+    rig.provider.launch = lambda _: (_ for _ in ()).throw(ProviderError(Trouble.UNKNOWN, "no reply"))
+    rig.clock.advance(act.LAUNCH_KEPT_S + 1)
+    rig.tick(2)
+    assert store.instances.unsettled() == []
+    assert set(rig.ledger()) == rig.cloud.live()
+    assert len(rig.cloud.live()) == 2
