@@ -258,19 +258,24 @@ class Engine:
     def _write(self, hand: _Hand, done: Predicted, collate_s: float) -> dict[str, Any]:
         """Encode and finish; jobs with rows that found no memory go back to the queue.
 
-        The timings travel with the result, so `write` in them is what is known before the commit: the encoding.
+        The timings travel with the result, so `write` in them is what is known before the commit: the encoding; and
+        `busy`, the job's part of this process's time, is up to its beginning.
         """
         jobs, ref = hand.gathered.jobs, hand.model.spec.ref
         at = time.monotonic()
+        busy_ms = self._turns.spent_s(jobs[0].id) * 1000 / hand.gathered.rows
         again = _owners(jobs, done.no_room) if done.no_room else []
         shared = (
             f'"batch_wait":{(collate_s + done.wait_s) * 1000:.2f},"load":{hand.load_ms:.2f}'
-            f',"predict":{done.predict_s * 1000:.2f},"write":%.2f,"micro_batch":'
+            f',"predict":{done.predict_s * 1000:.2f},"write":%.2f,"busy":%.3f,"micro_batch":'
             f'{{"rows":{hand.gathered.rows},"flush_reason":"{hand.gathered.flush_reason}"}}}}'
         )
-        finished = encode(
-            jobs, done, lambda job: f'{{"queued":{job.queued_ms:.2f},{shared % ((time.monotonic() - at) * 1000)}'
-        )
+
+        def timings(job: ClaimedJob) -> str:
+            told = shared % ((time.monotonic() - at) * 1000, busy_ms * job.rows)
+            return f'{{"queued":{job.queued_ms:.2f},{told}'
+
+        finished = encode(jobs, done, timings)
         if again:
             ids = {job.id for job in again}
             finished = [job for job in finished if job.id not in ids]

@@ -58,6 +58,7 @@ class Heart:
         loaded: Callable[[], str],
         done: Callable[[Lane], tuple[int, float]],
         on_drain: Callable[[], None],
+        report: Callable[[uuid.UUID], None],
     ) -> None:
         """Nothing happens before `start`.
 
@@ -67,12 +68,14 @@ class Heart:
             loaded: the refs of the loaded models.
             done: rows of a lane predicted and its busy seconds since the process began.
             on_drain: called at every beat that tells this worker to drain; it must not wait.
+            report: called with our id after every beat; it must not raise.
         """
         self._workers = workers
         self._settings = settings
         self._loaded = loaded
         self._done = done
         self._on_drain = on_drain
+        self._report = report
         self._rates = {lane: Rate() for lane in Lane}
         self._rate = 0.0
         self._rows_before = 0
@@ -149,13 +152,15 @@ class Heart:
         self._register()
 
     def _tell(self) -> Pulse:
-        return self._workers.heartbeat(
+        pulse = self._workers.heartbeat(
             self.worker_id,
             lease_s=self._settings.lease_s,
             models=self._loaded(),
             rows_per_s=self._rate,
             rows_done=self._rows() - self._rows_before,
         )
+        self._report(self.worker_id)
+        return pulse
 
     def _rows(self) -> int:
         return sum(self._done(lane)[0] for lane in Lane)

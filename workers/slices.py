@@ -164,6 +164,7 @@ class SliceRunner:
             if ask is None:
                 raise StaleError
             summary |= {"batch": str(ask.batch.id)}
+            self._turns.belongs(job.id, ask.batch.id)
             ask = self._condemned(run, ask)
             work = self._open(ask, job, model)
             if job.suspect:
@@ -291,6 +292,7 @@ class SliceRunner:
             "device_wait": round(run.spent.wait * 1000, 2),
             "predict": round(run.spent.predict * 1000, 2),
             "write": round(run.spent.write * 1000, 2),
+            "busy": round(self._turns.spent_s(job.id) * 1000, 2),
             "rows": written.rows,
             "passes": len(run.spent.passes),
             "pass_p95": round(_p95(run.spent.passes) * 1000, 2),

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from typing import Self
 
 from batchline.job import ClaimedJob, Lane
+from batchline.store.cost_contract import Used
+from workers.usage import Hand, Meter
 
 _STEP_S = 2.0
 """So long is a step of bulk work waited for by who wants to be alone."""
@@ -73,11 +75,12 @@ class Turns:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._change = threading.Condition()
-        self._held: set[uuid.UUID] = set()
+        self._held: dict[uuid.UUID, Hand] = {}
         self._slices: set[uuid.UUID] = set()
         self._steps = 0
         self._alone = False
         self._tallies = {lane: _Tally() for lane in Lane}
+        self._meter = Meter()
 
     def slot(self) -> Slot:
         return Slot(self._lock)
@@ -88,14 +91,17 @@ class Turns:
         ids = [job.id for job in jobs]
         with self._change:
             self._tallies[lane].hold(len(ids))
-            self._held.update(ids)
+            hand = self._meter.begin(jobs)
+            self._held.update(dict.fromkeys(ids, hand))
             if lane is Lane.BULK:
                 self._slices.update(ids)
         try:
             yield
         finally:
             with self._change:
-                self._held.difference_update(ids)
+                self._meter.end(hand)
+                for job_id in ids:
+                    self._held.pop(job_id, None)
                 self._slices.difference_update(ids)
                 self._tallies[lane].let_go(len(ids))
                 self._change.notify_all()
@@ -136,8 +142,8 @@ class Turns:
 
     def _wait_alone(self, stop: threading.Event) -> bool:
         since = time.monotonic()
-        while not self._change.wait_for(lambda: not self._steps and self._held <= self._slices, 0.1):
-            if not self._held <= self._slices:
+        while not self._change.wait_for(lambda: not self._steps and self._held.keys() <= self._slices, 0.1):
+            if not self._held.keys() <= self._slices:
                 since = time.monotonic()
             if stop.is_set() or time.monotonic() - since > _STEP_S:
                 return False
@@ -152,6 +158,33 @@ class Turns:
         """Rows of a lane counted, and for how many seconds some of its jobs were in hand, since the process began."""
         with self._change:
             return self._tallies[lane].rows, self._tallies[lane].busy_s
+
+    def belongs(self, job_id: uuid.UUID, batch_id: uuid.UUID) -> None:
+        """The slice in hand is of this batch: its time is the batch's."""
+        with self._change:
+            if hand := self._held.get(job_id):
+                self._meter.name(hand, batch_id)
+
+    def spent_s(self, job_id: uuid.UUID) -> float:
+        """Seconds of this process that the claim with this job in it has had so far; see `workers.usage`."""
+        with self._change:
+            hand = self._held.get(job_id)
+            return self._meter.seconds(hand) if hand else 0.0
+
+    def used(self) -> list[Used]:
+        """What has grown since it was last `told`."""
+        with self._change:
+            return self._meter.read()
+
+    def told(self, used: Sequence[Used]) -> None:
+        """These sums have been written down."""
+        with self._change:
+            self._meter.told(used)
+
+    def renamed(self) -> None:
+        """This process goes on under a new id, and its sums begin anew."""
+        with self._change:
+            self._meter.restart()
 
     def wait_empty(self, timeout_s: float = math.inf) -> bool:
         """Wait until nothing is in hand and nobody is claiming; False when the time is up."""

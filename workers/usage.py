@@ -21,7 +21,7 @@ class Hand:
     """One claim in hand: jobs of one model that run together, or a slice."""
 
     def __init__(self, jobs: Sequence[ClaimedJob], mark: float) -> None:
-        self.rows = sum(job.rows for job in jobs) or 1
+        self.rows = sum(job.rows for job in jobs)
         self.batch: uuid.UUID | None = None
         self.parts: dict[tuple[int, int], int] = defaultdict(int)
         for job in jobs:
@@ -52,11 +52,18 @@ class Meter:
         self._told: dict[tuple[int, _Owner], float] = {}
 
     def begin(self, jobs: Sequence[ClaimedJob]) -> Hand:
-        """The jobs of one claim come into hand."""
+        """The jobs of one claim come into hand; a claim of none has no part in the time."""
         self._advance()
         hand = Hand(jobs, self._share)
-        self._hands.add(hand)
+        if jobs:
+            self._hands.add(hand)
         return hand
+
+    def name(self, hand: Hand, batch_id: uuid.UUID) -> None:
+        """The claim is a slice of this batch."""
+        self._advance()
+        self._credit(hand)
+        hand.batch = batch_id
 
     def end(self, hand: Hand) -> None:
         """They have left it."""
@@ -78,7 +85,7 @@ class Meter:
         return [
             Used(datetime.fromtimestamp(hour, UTC), *owner, seconds)
             for (hour, owner), seconds in self._sums.items()
-            if self._told.get((hour, owner)) != seconds
+            if self._told.get((hour, owner), 0.0) != seconds
         ]
 
     def told(self, used: Sequence[Used]) -> None:
@@ -87,13 +94,14 @@ class Meter:
         for one in used:
             key = int(one.hour.timestamp()), (one.tenant_id, one.model_id, one.batch_id)
             self._told[key] = one.seconds
-        for key in [key for key, seconds in self._told.items() if key[0] < now and self._sums.get(key) == seconds]:
-            del self._told[key], self._sums[key]
+        for key in [key for key, s in self._sums.items() if key[0] < now and self._told.get(key, 0.0) == s]:
+            del self._sums[key]
+            self._told.pop(key, None)
 
     def restart(self) -> None:
-        """Begin again from nothing, under a new name; what is in hand stays there."""
-        self.read()
-        self._sums.clear()
+        """Sums begin anew with what has not been told; what is in hand stays there."""
+        for key, seconds in self._told.items():
+            self._sums[key] -= seconds
         self._told.clear()
 
     def _hour(self) -> int:

@@ -38,6 +38,8 @@ class Timings(msgspec.Struct, frozen=True):
     load: float = 0.0
     predict: float = 0.0
     write: float = 0.0
+    busy: float = 0.0
+    """The job's part of the worker's time: what its cost is counted from."""
     micro_batch: MicroBatch | None = None
 
 
