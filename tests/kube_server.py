@@ -1,8 +1,8 @@
-"""A fake Kubernetes API server on loopback: one Deployment, its ReplicaSet's rules, TLS, tokens, RBAC, and faults.
+"""A fake Kubernetes API server on loopback: Deployments, their ReplicaSets' rules, TLS, tokens, RBAC, and faults.
 
 Faithful in what the provider leans on: resourceVersions that move with every change (the Deployment's with its status
-too), `replicas: 0` left out, names made up by the ReplicaSet, pods that come and go after the answer, and the order in
-which a ReplicaSet takes pods away (not assigned, pending, not ready, deletion cost, newest).
+too), merge patches, names made up by the ReplicaSet, pods that come and go after the answer, and the order in which a
+ReplicaSet takes pods away (not assigned, pending, not ready, deletion cost, newest).
 """
 
 from __future__ import annotations
@@ -28,15 +28,10 @@ from cryptography.x509.oid import NameOID
 
 Json = dict[str, Any]
 NAMESPACE, DEPLOYMENT, TOKEN = "batchline", "batchline-worker", "t0ken"
-SELECTOR = {"app.kubernetes.io/name": "batchline", "batchline/pool": "cpu"}
 ALLOWED = {
-    ("get", "deployments", ""), ("get", "deployments", "scale"), ("update", "deployments", "scale"),
-    ("list", "pods", ""), ("patch", "pods", ""), ("list", "horizontalpodautoscalers", ""),
+    ("get", "deployments"), ("patch", "deployments"), ("list", "pods"), ("patch", "pods"),
+    ("list", "horizontalpodautoscalers"),
 }  # fmt: skip
-ENV = [
-    {"name": "BATCHLINE_INSTANCE", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}},
-    {"name": "BATCHLINE_POOL", "value": "cpu"},
-]
 
 Rule = Callable[[str, str], int | str | None]
 """(method, path) -> a status to answer with, `lost` (done, and no answer), or None."""
@@ -56,55 +51,81 @@ class Cluster:
     def __init__(self, replicas: int = 0) -> None:
         self.lock = threading.RLock()
         self.versions = itertools.count(1000)
-        self.replicas, self.version = replicas, next(self.versions)
+        self.deployments: dict[str, Json] = {}
         self.pods: dict[str, Json] = {}
         self.allowed = set(ALLOWED)
-        self.env: list[Json] = list(ENV)
         self.hpas: list[Json] = []
-        self.exists = True
         self.quota = 1000
         self.controlled = True
-        """False: the ReplicaSet's controller is slow and has not acted yet."""
+        """False: the ReplicaSets' controller is slow and has not acted yet."""
+        self.hurried = False
+        """True: between two requests pods start, and deleted ones go."""
         self.behind = dt.timedelta(0)
         """How far this clock is behind."""
-        self.conditions: list[Json] = []
         self.rule: Rule = lambda _method, _path: None
         self.seen: list[tuple[str, str]] = []
         self.peak = replicas
-        self.control()
+        self.deploy(DEPLOYMENT, replicas)
         self.run()
         for pod in self.pods.values():
             pod["metadata"]["creationTimestamp"] = stamp(self.now() - dt.timedelta(hours=1))
 
+    def deploy(self, name: str, replicas: int = 0, pool: str = "cpu") -> None:
+        """A Deployment as deploy/kubernetes makes it."""
+        labels = {"app.kubernetes.io/name": name, "batchline/pool": pool}
+        field = {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}
+        env = [{"name": "BATCHLINE_INSTANCE", "valueFrom": field}, {"name": "BATCHLINE_POOL", "value": pool}]
+        with self.lock:
+            self.deployments[name] = {
+                "metadata": {"name": name, "resourceVersion": str(next(self.versions)), "annotations": {"by": "hand"}},
+                "spec": {
+                    "replicas": replicas,
+                    "selector": {"matchLabels": labels},
+                    "template": {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "w", "env": env}]}},
+                },
+                "status": {},
+            }
+            self.control()
+
     def now(self) -> dt.datetime:
         return dt.datetime.now(dt.UTC) - self.behind
 
-    def active(self) -> list[Json]:
+    @property
+    def replicas(self) -> int:
+        return self.deployments[DEPLOYMENT]["spec"]["replicas"]
+
+    def touch(self, thing: Json) -> None:
+        thing["metadata"]["resourceVersion"] = str(next(self.versions))
+
+    def active(self, name: str = DEPLOYMENT) -> list[Json]:
+        labels = self.deployments[name]["spec"]["selector"]["matchLabels"]
         return [
             pod
             for pod in self.pods.values()
-            if "deletionTimestamp" not in pod["metadata"] and pod["status"]["phase"] not in ("Succeeded", "Failed")
+            if labels.items() <= pod["metadata"]["labels"].items()
+            and "deletionTimestamp" not in pod["metadata"]
+            and pod["status"]["phase"] not in ("Succeeded", "Failed")
         ]
 
+    def names(self) -> set[str]:
+        with self.lock:
+            return {pod["metadata"]["name"] for pod in self.active()}
+
     def control(self) -> None:
-        """What the ReplicaSet's controller does: pods up or down to `replicas`, the worst ones first."""
-        if not self.controlled:
-            return
-        active, before = self.active(), len(self.active())
-        while len(active) < min(self.replicas, self.quota):
-            active.append(self._create())
-        for pod in sorted(active, key=self._rank)[: max(0, len(active) - self.replicas)]:
-            pod["metadata"]["deletionTimestamp"] = stamp(self.now())
-            pod["metadata"]["resourceVersion"] = str(next(self.versions))
-        denied = self.replicas > self.quota >= len(active)
-        message = f'pods "{DEPLOYMENT}-x" is forbidden: exceeded quota: pods={self.quota}'
-        self.conditions = (
-            [{"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": message}]
-            if denied
-            else []
-        )
-        if len(self.active()) != before:
-            self.version = next(self.versions)  # the Deployment's status tells the number
+        """What the ReplicaSets' controller does: pods up or down to `replicas`, the worst ones first."""
+        for name, deployment in self.deployments.items() if self.controlled else ():
+            replicas, before = deployment["spec"]["replicas"], self.active(name)
+            room = self.quota - len(self.pods)
+            made = [self._create(deployment) for _ in range(min(replicas - len(before), room))]
+            surplus = sorted(before, key=self._rank)[: max(0, len(before) - replicas)]
+            for pod in surplus:
+                pod["metadata"]["deletionTimestamp"] = stamp(self.now())
+                self.touch(pod)
+            message = f'pods "{name}-x" is forbidden: exceeded quota: pods={self.quota}'
+            denied = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": message}
+            deployment["status"] = {"conditions": [denied] if len(before) + len(made) < replicas else []}
+            if made or surplus:
+                self.touch(deployment)
 
     @staticmethod
     def _rank(pod: Json) -> tuple[Any, ...]:
@@ -114,32 +135,28 @@ class Cluster:
         ready = any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", []))
         return ("nodeName" in pod["spec"], pod["status"]["phase"] != "Pending", ready, cost, -made)
 
-    def _create(self) -> Json:
-        name = f"{DEPLOYMENT}-7d9c{secrets.token_hex(3)}-{secrets.token_hex(3)[:5]}"
-        self.pods[name] = {
-            "metadata": {
-                "name": name,
-                "uid": secrets.token_hex(8),
-                "labels": SELECTOR | {"pod-template-hash": "7d9c"},
-                "creationTimestamp": stamp(self.now()),
-                "resourceVersion": str(next(self.versions)),
-            },
-            "spec": {},
-            "status": {"phase": "Pending"},
-        }
+    def _create(self, deployment: Json) -> Json:
+        name = f"{deployment['metadata']['name']}-7d9c{secrets.token_hex(3)}-{secrets.token_hex(3)[:5]}"
+        labels = dict(deployment["spec"]["template"]["metadata"]["labels"])
+        about = {"name": name, "labels": labels, "creationTimestamp": stamp(self.now())}
+        self.pods[name] = {"metadata": about, "spec": {}, "status": {"phase": "Pending"}}
+        self.touch(self.pods[name])
         return self.pods[name]
 
     def run(self) -> None:
         """What scheduler and kubelets do: pending pods run and are ready, deleted ones are gone."""
         with self.lock:
+            before = {name: pod["metadata"]["resourceVersion"] for name, pod in self.pods.items()}
             for name, pod in list(self.pods.items()):
                 if "deletionTimestamp" in pod["metadata"]:
                     del self.pods[name]
                 elif pod["status"]["phase"] == "Pending":
                     pod["spec"]["nodeName"] = "node-1"
                     pod["status"] = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
-                    pod["metadata"]["resourceVersion"] = str(next(self.versions))
-            self.version = next(self.versions)
+                    self.touch(pod)
+            if before != {name: pod["metadata"]["resourceVersion"] for name, pod in self.pods.items()}:
+                for deployment in self.deployments.values():
+                    self.touch(deployment)
 
     def lose(self, name: str) -> None:
         """A node dies: the pod is gone, the ReplicaSet makes another."""
@@ -147,78 +164,55 @@ class Cluster:
             del self.pods[name]
             self.control()
 
-    def names(self) -> set[str]:
-        with self.lock:
-            return {pod["metadata"]["name"] for pod in self.active()}
-
     def answer(self, method: str, path: str, query: dict[str, list[str]], body: Json, media_type: str) -> Json:
-        """One request, with the locks held."""
+        """One request, with the lock held."""
         if path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews":
             wanted = body["spec"]["resourceAttributes"]
-            allowed = (wanted["verb"], wanted["resource"], wanted.get("subresource", "")) in self.allowed
-            return body | {"status": {"allowed": allowed}}
+            return body | {"status": {"allowed": (wanted["verb"], wanted["resource"]) in self.allowed}}
         for group in ("/api/v1/namespaces/", "/apis/apps/v1/namespaces/", "/apis/autoscaling/v2/namespaces/"):
             if path.startswith(group):
-                namespace, resource, name, sub = [*path.removeprefix(group).split("/"), "", ""][:4]
-                self._allow(method, namespace, resource, name, sub)
-                return self._resource(method, resource, name, sub, query, body, media_type)
+                namespace, resource, name = [*path.removeprefix(group).split("/"), ""][:3]
+                verb = {"GET": "get" if name else "list", "PATCH": "patch"}.get(method, method.lower())
+                if namespace != NAMESPACE or (verb, resource) not in self.allowed:
+                    who = f'{resource} "{name}" is forbidden: User "system:serviceaccount:x:default"'
+                    raise StatusError(403, f'{who} cannot {verb} resource "{resource}" in namespace "{namespace}"')
+                if method == "PATCH":
+                    return self._patch(resource, name, body, media_type)
+                return self._get(resource, name, query)
         raise StatusError(404, "the server could not find the requested resource")
 
-    def _allow(self, method: str, namespace: str, resource: str, name: str, sub: str) -> None:
-        verb = {"GET": "get" if name else "list", "PUT": "update", "PATCH": "patch"}.get(method, method.lower())
-        if namespace != NAMESPACE or (verb, resource, sub) not in self.allowed:
-            what = f'{resource}{"/" if sub else ""}{sub} "{name}" is forbidden: User "system:serviceaccount:x:default"'
-            raise StatusError(403, f'{what} cannot {verb} resource "{resource}" in the namespace "{namespace}"')
-
-    def _resource(  # noqa: PLR0917 - a request is so many things
-        self, method: str, resource: str, name: str, sub: str, query: dict[str, list[str]], body: Json, media_type: str
-    ) -> Json:
+    def _get(self, resource: str, name: str, query: dict[str, list[str]]) -> Json:
         if resource == "horizontalpodautoscalers":
             return {"kind": "HorizontalPodAutoscalerList", "items": self.hpas}
-        if resource == "pods":
-            return self._patch(name, body, media_type) if method == "PATCH" else self._list(query["labelSelector"][0])
-        if not self.exists or name != DEPLOYMENT:
-            raise StatusError(404, f'deployments.apps "{name}" not found')
-        if not sub:
-            template = {"spec": {"containers": [{"name": "worker", "env": self.env}]}}
-            spec = {"replicas": self.replicas, "template": template}
-            return {"metadata": {"name": name}, "spec": spec, "status": {"conditions": self.conditions}}
-        if method == "PUT":
-            self._scale(body)
-        replicas = {"replicas": self.replicas} if self.replicas else {}
-        return {
-            "kind": "Scale",
-            "metadata": {"name": name, "namespace": NAMESPACE, "resourceVersion": str(self.version)},
-            "spec": replicas,
-            "status": {"replicas": len(self.active()), "selector": ",".join(f"{k}={v}" for k, v in SELECTOR.items())},
-        }
-
-    def _scale(self, body: Json) -> None:
-        if body["metadata"].get("resourceVersion", str(self.version)) != str(self.version):
-            raise StatusError(409, f'Operation cannot be fulfilled on deployments.apps "{DEPLOYMENT}": modified')
-        self.replicas = body["spec"].get("replicas", 0)
-        self.peak = max(self.peak, self.replicas)
-        self.version = next(self.versions)
         self.control()
-
-    def _list(self, selector: str) -> Json:
-        self.control()
-        wanted = dict(part.split("=") for part in selector.split(","))
+        if resource == "deployments":
+            return self._find(resource, name)
+        wanted = dict(part.split("=") for part in query["labelSelector"][0].split(","))
         found = [pod for pod in self.pods.values() if wanted.items() <= pod["metadata"]["labels"].items()]
         return {"kind": "PodList", "metadata": {"resourceVersion": str(next(self.versions))}, "items": found}
 
-    def _patch(self, name: str, body: Json, media_type: str) -> Json:
+    def _find(self, resource: str, name: str) -> Json:
+        things = self.pods if resource == "pods" else self.deployments
+        if name not in things:
+            raise StatusError(404, f'{resource} "{name}" not found')
+        return things[name]
+
+    def _patch(self, resource: str, name: str, body: Json, media_type: str) -> Json:
         if media_type != "application/merge-patch+json":
             raise StatusError(415, "the body of the request was in an unknown format")
-        if name not in self.pods:
-            raise StatusError(404, f'pods "{name}" not found')
-        about, change = self.pods[name]["metadata"], body["metadata"]
+        thing, change = self._find(resource, name), body["metadata"]
+        about = thing["metadata"]
         if change.get("resourceVersion", about["resourceVersion"]) != about["resourceVersion"]:
-            raise StatusError(409, f'Operation cannot be fulfilled on pods "{name}": modified')
+            raise StatusError(409, f'Operation cannot be fulfilled on {resource} "{name}": modified')
         for part in ("labels", "annotations"):
             about[part] = about.get(part, {}) | change.get(part, {})
-        about["resourceVersion"] = str(next(self.versions))
-        return self.pods[name]
+        if resource == "deployments":
+            thing["spec"] |= body.get("spec", {})
+            self.peak = max(self.peak, thing["spec"]["replicas"])
+        self.touch(thing)
+        answer = json.loads(json.dumps(thing))
+        self.control()
+        return answer
 
 
 def stamp(at: dt.datetime) -> str:
@@ -279,6 +273,8 @@ def serving(cluster: Cluster, folder: Path) -> Generator[Json]:
                 except StatusError as e:
                     status, found = e.status, {"kind": "Status", "code": e.status, "message": str(e)}
                 data = json.dumps(found).encode()
+                if cluster.hurried and self.command == "GET":
+                    cluster.run()
             if fate == "lost":
                 self.close_connection = True
                 return
@@ -289,7 +285,7 @@ def serving(cluster: Cluster, folder: Path) -> Generator[Json]:
             self.end_headers()
             self.wfile.write(data)
 
-        do_GET = do_PUT = do_POST = do_PATCH = _do  # noqa: N815 - http.server asks for these
+        do_GET = do_POST = do_PATCH = _do  # noqa: N815 - http.server asks for these
 
         def log_message(self, *args: object) -> None:
             """Quiet."""

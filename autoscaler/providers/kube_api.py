@@ -60,15 +60,11 @@ class KubeApi:
     def get(self, path: str, query: Mapping[str, str] | None = None) -> Answer:
         return self._call("GET", path, query=query)
 
-    def put(self, path: str, body: Json) -> Answer:
-        """Replace; with `metadata.resourceVersion` in the body only what has not changed since."""
-        return self._call("PUT", path, body)
-
     def post(self, path: str, body: Json) -> Answer:
         return self._call("POST", path, body)
 
     def merge(self, path: str, body: Json) -> Answer:
-        """Change some fields (RFC 7386)."""
+        """Change some fields (RFC 7386); with `metadata.resourceVersion` only of what has not changed since."""
         return self._call("PATCH", path, body, media_type="application/merge-patch+json")
 
     def _call(
@@ -86,10 +82,12 @@ class KubeApi:
         try:
             response = self._opened().request(method, self.server + path, params=query, json=body, headers=headers)
         except httpx.HTTPError as e:
-            raise ProviderError(
-                Trouble.UNKNOWN,
-                f"the Kubernetes API at {self.server} did not answer {method} {path}: {type(e).__name__} {e}".rstrip(),
-            ) from e
+            if "CERTIFICATE_VERIFY_FAILED" in str(e):
+                raise ProviderError(
+                    Trouble.REFUSED, f"the certificate of {self.server} is not signed by {self._ca_file}"
+                ) from e
+            said = f"the Kubernetes API at {self.server} did not answer {method} {path}: {type(e).__name__} {e}"
+            raise ProviderError(Trouble.UNKNOWN, said.rstrip()) from e
         if response.is_success:
             return Answer(_object(response), _date(response))
         raise _error(response, f"{method} {path}")

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, cast
 
-from autoscaler.providers.contract import ProviderError
+from autoscaler.providers.contract import ProviderError, Trouble
 from autoscaler.providers.kube_api import Json, KubeApi, MissingError
 from batchline.errors import SettingsError
 
 NEEDS = (
-    ("get", "apps", "deployments", ""),
-    ("get", "apps", "deployments", "scale"),
-    ("update", "apps", "deployments", "scale"),
-    ("list", "", "pods", ""),
-    ("patch", "", "pods", ""),
+    ("get", "apps", "deployments"),
+    ("patch", "apps", "deployments"),
+    ("list", "", "pods"),
+    ("patch", "", "pods"),
 )
-"""(verb, group, resource, subresource): what the service account must be allowed in the namespace."""
+"""(verb, group, resource): what the service account must be allowed in the namespace."""
 _RBAC = "apply deploy/kubernetes/autoscaler, or give its service account the same role"
 
 
@@ -24,6 +23,7 @@ def check(api: KubeApi, namespace: str, deployment: str, pool: str) -> None:
     """Ask the API server.
 
     Raises:
+        ProviderError: the server does not answer now, or is throttling.
         SettingsError: no cluster, a token that is refused, missing permissions, no such Deployment, pods that do not
             say who they are, another autoscaler on the same Deployment; every fault that can be seen, one a line.
     """
@@ -32,20 +32,21 @@ def check(api: KubeApi, namespace: str, deployment: str, pool: str) -> None:
         if not faults:
             faults = [*_of_deployment(api, namespace, deployment, pool), *_rivals(api, namespace, deployment)]
     except ProviderError as e:
+        if e.trouble is not Trouble.REFUSED:
+            raise
         raise SettingsError(
-            f"pool {pool}: {e.detail}; mend server, token_file and ca_file, or run the autoscaler in the cluster with"
+            f"{e.detail}; mend server, token_file and ca_file, or run the autoscaler in the cluster with"
             " the service account of deploy/kubernetes/autoscaler"
         ) from e
     if faults:
-        raise SettingsError("\n".join(f"pool {pool}: {fault}" for fault in faults))
+        raise SettingsError("\n".join(faults))
 
 
 def _forbidden(api: KubeApi, namespace: str, deployment: str) -> Iterator[str]:
     """Permissions that are missing, by asking for each; whoever has a token may ask that."""
     missing = list[str]()
-    for verb, group, resource, subresource in NEEDS:
+    for verb, group, resource in NEEDS:
         wanted = {"namespace": namespace, "verb": verb, "group": group, "resource": resource}
-        wanted |= {"subresource": subresource} if subresource else {}
         wanted |= {"name": deployment} if resource == "deployments" else {}
         review: Json = {
             "apiVersion": "authorization.k8s.io/v1",
@@ -54,7 +55,7 @@ def _forbidden(api: KubeApi, namespace: str, deployment: str) -> Iterator[str]:
         }
         answer = api.post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review).body
         if not answer["status"]["allowed"]:
-            missing.append(f"{verb} {resource}" + (f"/{subresource}" if subresource else ""))
+            missing.append(f"{verb} {resource}")
     if missing:
         yield f"not allowed in namespace {namespace}: {', '.join(missing)}; {_RBAC}"
 
@@ -68,6 +69,8 @@ def _of_deployment(api: KubeApi, namespace: str, deployment: str, pool: str) -> 
             f" pools.{pool}.kubernetes.deployment"
         )
         return
+    if "matchExpressions" in found["spec"]["selector"]:
+        yield f"{deployment} chooses its pods by matchExpressions; use matchLabels alone"
     containers = cast("list[Json]", found["spec"]["template"]["spec"]["containers"])
     told: dict[str, Any] = {entry["name"]: entry for c in containers for entry in c.get("env", [])}
     field = told.get("BATCHLINE_INSTANCE", {}).get("valueFrom", {}).get("fieldRef", {}).get("fieldPath")

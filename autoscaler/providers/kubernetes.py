@@ -1,20 +1,24 @@
 """Workers as the pods of a Deployment, which is scaled; chosen pods go first by their deletion cost.
 
-Kubernetes is told totals and makes up the pods' names, so what belongs to a launch is read off the pods: those that
-have come since are labelled with its id. All that is written follows from what is seen (replicas, pods, labels), under
-the resourceVersion that was read: whatever is repeated, by whomever, has its effect once.
+Kubernetes is told totals and makes up the pods' names. So replicas are added together with a note of the launch, in one
+change of the Deployment, and the pods that come after it are labelled with the launch. All that is written is written
+under the resourceVersion that was read: whatever is repeated, by whomever, has its effect once.
+
+The scale subresource would ask for less permission, but takes no note: a reply that is lost for long would be launched
+again. Whoever may patch pods, as must be for deletion costs, may change their image anyway.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import msgspec
 
@@ -28,13 +32,21 @@ LAUNCH = "batchline/launch"
 """Label of a pod: the launch that brought it."""
 ENDING = "batchline/ending"
 """Annotation of a pod that is to go: it is on its way, whoever asks again."""
+LAUNCHES = "batchline/launches"
+"""Annotation of the Deployment: the last launches that added replicas, how many each, and when."""
 COST = "controller.kubernetes.io/pod-deletion-cost"
 _FIRST = "-2147483647"
 _ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
-_SKEW = timedelta(seconds=5)
-"""By how much the cluster's clock may be behind the database's."""
+_NOTED = 50
 _POLL_S = 0.2
 _TRIES = 10
+
+
+class _Note(NamedTuple):
+    """What a launch has done: it added so many replicas, after a moment of the cluster's clock."""
+
+    added: int
+    at: datetime
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,16 +82,24 @@ class _Pod:
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """The Deployment's scale, and then its pods."""
+    """The Deployment, and then its pods."""
 
     replicas: int
     version: str
+    notes: Mapping[str, _Note]
+    failure: str
+    """Why no pod can be made, if Kubernetes says so."""
     pods: tuple[_Pod, ...]
     at: datetime
 
     @property
     def live(self) -> list[_Pod]:
         return [pod for pod in self.pods if pod.live]
+
+    @property
+    def coming(self) -> int:
+        """Pods that are to be made yet."""
+        return max(0, self.replicas - len(self.live))
 
 
 class KubernetesProvider:
@@ -106,37 +126,31 @@ class KubernetesProvider:
         try:
             namespace = self._namespace
         except ProviderError as e:
-            raise SettingsError(f"pool {self._pool}: {e.detail}") from e
+            raise SettingsError(e.detail) from e
         check(self._api, namespace, self._options.deployment, self._pool)
 
     def launch(self, launch: Launch) -> Sequence[NewInstance]:
         until = time.monotonic() + self._options.wait_s
-        before: frozenset[str] | None = None
-        """The pods that were there when replicas were to be added."""
-        added = False
+        noted = False
         while True:
             try:
                 look = self._look()
-                own = self._claim(launch, look, before)
-                coming = max(0, look.replicas - len(look.live))
-                wanted = _total(launch, look, launch.count - len(own) - coming)
-                if len(own) >= launch.count:
+                note = look.notes.get(str(launch.id))
+                noted = note is not None
+                if note is None:
+                    self._add(launch, look)
+                    noted = True
+                    continue
+                own = self._claim(launch, note, look)
+                if len(own) >= note.added or not look.coming:
                     return [NewInstance(pod.name, kind="pod") for pod in own]
-                if wanted > look.replicas:
-                    before = before or frozenset(pod.name for pod in look.pods)
-                    self._put(look, wanted)
-                    added = True
-                elif not coming:
-                    return _brought(
-                        own, f"{look.replicas} replicas are there already, and {launch.total} wanted in all"
-                    )
-                elif time.monotonic() > until:
-                    return self._give_up(look, coming, own)
+                if time.monotonic() > until:
+                    return self._give_up(launch, note, look, own)
             except ConflictError as e:
                 if time.monotonic() > until:
-                    raise ProviderError(Trouble.UNKNOWN if added else Trouble.THROTTLED, e.detail) from e
+                    raise ProviderError(Trouble.UNKNOWN if noted else Trouble.THROTTLED, e.detail) from e
             except ProviderError as e:
-                if added and e.trouble in (Trouble.THROTTLED, Trouble.REFUSED):
+                if noted and e.trouble in (Trouble.THROTTLED, Trouble.REFUSED):
                     raise ProviderError(Trouble.UNKNOWN, e.detail) from e
                 raise
             time.sleep(random.uniform(_POLL_S / 2, _POLL_S))
@@ -154,37 +168,42 @@ class KubernetesProvider:
         chosen ones are still marked then, and go when they are asked for again.
         """
         names = set(instance_ids)
-        for _ in range(_TRIES):
+        for _ in range(_TRIES if names else 0):
             look = self._look()
             for pod in look.live:
                 if pod.name in names and not pod.ending:
                     self._mark(pod)
-            live = look.live
-            leaving = sum(pod.ending or pod.name in names for pod in live)
-            wanted = min(look.replicas, len(live) - leaving)
+            leaving = sum(pod.ending or pod.name in names for pod in look.live)
+            wanted = min(look.replicas, len(look.live) - leaving)
             if not leaving or wanted == look.replicas:
                 return
             try:
-                self._put(look, wanted)
+                self._scale(look, wanted)
             except ConflictError:
                 time.sleep(random.uniform(_POLL_S / 2, _POLL_S))
             else:
                 return
-        raise ProviderError(
-            Trouble.THROTTLED, f"the Deployment {self._options.deployment} changes all the time; asked again later"
-        )
+        if names:
+            raise ProviderError(
+                Trouble.THROTTLED, f"{self._options.deployment} changes all the time; asked again later"
+            )
 
-    def _claim(self, launch: Launch, look: _Look, before: frozenset[str] | None) -> list[_Pod]:
+    def _add(self, launch: Launch, look: _Look) -> None:
+        """Add the launch's replicas and note it, in one."""
+        wanted = min(look.replicas + launch.count, launch.total)
+        if wanted <= look.replicas:
+            raise ProviderError(
+                Trouble.CAPACITY,
+                f"{self._options.deployment} has {look.replicas} replicas already, {launch.total} are wanted in all",
+            )
+        self._scale(look, wanted, {str(launch.id): _Note(wanted - look.replicas, look.at)})
+
+    def _claim(self, launch: Launch, note: _Note, look: _Look) -> list[_Pod]:
         """The launch's pods: those that are labelled, and those without a label that have come since."""
-        own = [pod for pod in look.live if pod.launch_id == launch.id]
-        since = [
-            pod
-            for pod in look.live
-            if pod.launch_id is None
-            and not pod.ending
-            and (pod.created_at >= launch.created_at - _SKEW or (before is not None and pod.name not in before))
-        ]
-        for pod in sorted(since, key=lambda p: (p.created_at, p.name), reverse=True)[: launch.count - len(own)]:
+        own = [pod for pod in look.pods if pod.launch_id == launch.id and not pod.over]
+        since = [p for p in look.live if p.launch_id is None and not p.ending and p.created_at >= note.at]
+        newest = sorted(since, key=lambda pod: (pod.created_at, pod.name), reverse=True)
+        for pod in newest[: max(0, note.added - len(own))]:
             label = {"resourceVersion": pod.version, "labels": {LAUNCH: str(launch.id)}}
             try:
                 self._api.merge(self._path("pods", pod.name), {"metadata": label})
@@ -193,50 +212,57 @@ class KubernetesProvider:
             own.append(pod)
         return own
 
-    def _give_up(self, look: _Look, coming: int, own: Sequence[_Pod]) -> Sequence[NewInstance]:
+    def _give_up(self, launch: Launch, note: _Note, look: _Look, own: Sequence[_Pod]) -> Sequence[NewInstance]:
         """The pods do not come: take the replicas back if Kubernetes says that they cannot."""
-        found = self._api.get(self._path("deployments", self._options.deployment)).body
-        conditions: list[Json] = found.get("status", {}).get("conditions", [])
-        told = [c.get("message", "") for c in conditions if c["type"] == "ReplicaFailure" and c["status"] == "True"]
-        if not told:
+        if not look.failure:
             raise ProviderError(
                 Trouble.UNKNOWN,
-                f"{coming} pods of {self._options.deployment} have not appeared within {self._options.wait_s:g} s",
+                f"{look.coming} pods of {self._options.deployment} have not appeared in {self._options.wait_s:g} s",
             )
-        self._put(look, look.replicas - coming)
-        return _brought(own, told[0])
+        self._scale(look, look.replicas - look.coming, {str(launch.id): note._replace(added=len(own))})
+        if not own:
+            raise ProviderError(Trouble.CAPACITY, f"Kubernetes makes no more pods: {look.failure}")
+        return [NewInstance(pod.name, kind="pod") for pod in own]
 
     def _mark(self, pod: _Pod) -> None:
+        marks = {"metadata": {"annotations": {COST: _FIRST, ENDING: "true"}}}
         try:
-            self._api.merge(self._path("pods", pod.name), {"metadata": {"annotations": {COST: _FIRST, ENDING: "true"}}})
+            self._api.merge(self._path("pods", pod.name), marks)
         except MissingError:
             return
 
+    def _scale(self, look: _Look, replicas: int, noted: Mapping[str, _Note] | None = None) -> None:
+        """Set the total, unless anything about the Deployment has changed since the look."""
+        about: Json = {"resourceVersion": look.version}
+        if noted:
+            notes = list((dict(look.notes) | dict(noted)).items())[-_NOTED:]
+            told = {id_: [note.added, note.at.isoformat()] for id_, note in notes}
+            about["annotations"] = {LAUNCHES: json.dumps(told)}
+        path = self._path("deployments", self._options.deployment)
+        self._api.merge(path, {"metadata": about, "spec": {"replicas": replicas}})
+
     def _look(self) -> _Look:
         try:
-            scale = self._api.get(self._path("deployments", self._options.deployment) + "/scale").body
+            found = self._api.get(self._path("deployments", self._options.deployment)).body
         except MissingError as e:
             raise ProviderError(
                 Trouble.REFUSED, f"there is no Deployment {self._options.deployment} in {self._namespace} any more"
             ) from e
-        self._selector = scale["status"]["selector"]
+        about, spec = found["metadata"], found["spec"]
+        self._selector = ",".join(f"{key}={value}" for key, value in spec["selector"]["matchLabels"].items())
         pods, at = self._pods(self._selector)
-        # 0 is left out of the JSON.
-        return _Look(scale["spec"].get("replicas", 0), scale["metadata"]["resourceVersion"], pods, at)
+        failures = [
+            str(condition.get("message", ""))
+            for condition in found.get("status", {}).get("conditions", [])
+            if condition["type"] == "ReplicaFailure" and condition["status"] == "True"
+        ]
+        notes = _notes(about.get("annotations", {}).get(LAUNCHES, "{}"))
+        return _Look(spec.get("replicas", 1), about["resourceVersion"], notes, "; ".join(failures), pods, at)
 
     def _pods(self, selector: str) -> tuple[tuple[_Pod, ...], datetime]:
         answer = self._api.get(self._path("pods"), {"labelSelector": selector})
         items = cast("list[Json]", answer.body.get("items") or [])
         return tuple(_pod(item) for item in items), answer.at
-
-    def _put(self, look: _Look, replicas: int) -> None:
-        """Set the total, unless anything about the Deployment has changed since the look."""
-        name = self._options.deployment
-        about = {"name": name, "namespace": self._namespace, "resourceVersion": look.version}
-        scale: Json = {"apiVersion": "autoscaling/v1", "kind": "Scale"}
-        self._api.put(
-            self._path("deployments", name) + "/scale", scale | {"metadata": about, "spec": {"replicas": replicas}}
-        )
 
     def _path(self, resource: str, name: str = "") -> str:
         group = "/api/v1" if resource == "pods" else "/apis/apps/v1"
@@ -264,16 +290,13 @@ class KubernetesProvider:
         )
 
 
-def _total(launch: Launch, look: _Look, short: int) -> int:
-    """Replicas to set so that `short` more pods come; never more than the launch may have in all."""
-    most = launch.total + sum(pod.ending for pod in look.live)
-    return max(look.replicas, min(look.replicas + short, most))
-
-
-def _brought(own: Sequence[_Pod], why: str) -> Sequence[NewInstance]:
-    if not own:
-        raise ProviderError(Trouble.CAPACITY, f"Kubernetes makes no more pods: {why}")
-    return [NewInstance(pod.name, kind="pod") for pod in own]
+def _notes(text: str) -> dict[str, _Note]:
+    """The Deployment's annotation; what somebody has spoilt counts as empty."""
+    try:
+        told: dict[str, tuple[int, str]] = json.loads(text)
+        return {id_: _Note(int(added), datetime.fromisoformat(at)) for id_, (added, at) in told.items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}
 
 
 def _pod(item: dict[str, Any]) -> _Pod:
