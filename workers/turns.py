@@ -75,12 +75,14 @@ class Turns:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._change = threading.Condition()
-        self._held: dict[uuid.UUID, Hand] = {}
+        self._held: set[uuid.UUID] = set()
         self._slices: set[uuid.UUID] = set()
         self._steps = 0
         self._alone = False
         self._tallies = {lane: _Tally() for lane in Lane}
         self._meter = Meter()
+        self._hands: dict[uuid.UUID, Hand] = {}
+        """By the first job of each claim."""
 
     def slot(self) -> Slot:
         return Slot(self._lock)
@@ -91,17 +93,19 @@ class Turns:
         ids = [job.id for job in jobs]
         with self._change:
             self._tallies[lane].hold(len(ids))
-            hand = self._meter.begin(jobs)
-            self._held.update(dict.fromkeys(ids, hand))
+            self._held.update(ids)
+            if hand := self._meter.begin(jobs) if ids else None:
+                self._hands[ids[0]] = hand
             if lane is Lane.BULK:
                 self._slices.update(ids)
         try:
             yield
         finally:
             with self._change:
-                self._meter.end(hand)
-                for job_id in ids:
-                    self._held.pop(job_id, None)
+                self._held.difference_update(ids)
+                if hand:
+                    self._hands.pop(ids[0], None)  # the same job may be in hand twice, once its lease has run out
+                    self._meter.end(hand)
                 self._slices.difference_update(ids)
                 self._tallies[lane].let_go(len(ids))
                 self._change.notify_all()
@@ -142,8 +146,8 @@ class Turns:
 
     def _wait_alone(self, stop: threading.Event) -> bool:
         since = time.monotonic()
-        while not self._change.wait_for(lambda: not self._steps and self._held.keys() <= self._slices, 0.1):
-            if not self._held.keys() <= self._slices:
+        while not self._change.wait_for(lambda: not self._steps and self._held <= self._slices, 0.1):
+            if not self._held <= self._slices:
                 since = time.monotonic()
             if stop.is_set() or time.monotonic() - since > _STEP_S:
                 return False
@@ -162,13 +166,13 @@ class Turns:
     def belongs(self, job_id: uuid.UUID, batch_id: uuid.UUID) -> None:
         """The slice in hand is of this batch: its time is the batch's."""
         with self._change:
-            if hand := self._held.get(job_id):
+            if hand := self._hands.get(job_id):
                 self._meter.name(hand, batch_id)
 
     def spent_s(self, job_id: uuid.UUID) -> float:
-        """Seconds of this process that the claim with this job in it has had so far; see `workers.usage`."""
+        """Seconds of this process that the claim which begins with this job has had so far; see `workers.usage`."""
         with self._change:
-            hand = self._held.get(job_id)
+            hand = self._hands.get(job_id)
             return self._meter.seconds(hand) if hand else 0.0
 
     def used(self) -> list[Used]:

@@ -21,11 +21,11 @@ class Hand:
     """One claim in hand: jobs of one model that run together, or a slice."""
 
     def __init__(self, jobs: Sequence[ClaimedJob], mark: float) -> None:
-        self.rows = sum(job.rows for job in jobs)
         self.batch: uuid.UUID | None = None
         self.parts: dict[tuple[int, int], int] = defaultdict(int)
         for job in jobs:
             self.parts[job.tenant_id, job.model_id] += job.rows
+        self.rows = sum(self.parts.values())
         self.mark = mark
         self.seconds = 0.0
 
@@ -52,11 +52,10 @@ class Meter:
         self._told: dict[tuple[int, _Owner], float] = {}
 
     def begin(self, jobs: Sequence[ClaimedJob]) -> Hand:
-        """The jobs of one claim come into hand; a claim of none has no part in the time."""
+        """The jobs of one claim, at least one, come into hand."""
         self._advance()
         hand = Hand(jobs, self._share)
-        if jobs:
-            self._hands.add(hand)
+        self._hands.add(hand)
         return hand
 
     def name(self, hand: Hand, batch_id: uuid.UUID) -> None:

@@ -92,7 +92,7 @@ def test_all_sums_make_the_time_that_has_passed(steps):
         if ends and hands:
             meter.end(hands.pop(rows % len(hands)))
         else:
-            hands.append(meter.begin([a_job(tenant, rows), a_job(1, 1)] if tenant else []))
+            hands.append(meter.begin([a_job(tenant + 1, rows), a_job(1, 1)]))
     assert sum(u.seconds for u in meter.read()) == pytest.approx(time.now)
 
 
@@ -126,3 +126,11 @@ def test_the_reporter_repeats_what_did_not_arrive_and_outlives_any_failure():
     assert costs.got[old, 0] > 0
     assert costs.got[new, 3] < 1.0
     assert turns.spent_s(job.id) == 0.0
+
+
+def test_a_job_that_is_in_hand_twice_is_counted_for_both():
+    """Its lease ran out, and this very process claimed it again under a new id."""
+    turns, job = Turns(), a_job()
+    with turns.hold([job]), turns.hold([job]):
+        assert turns.spent_s(job.id) >= 0
+    assert {u.tenant_id for u in turns.used()} == {0, 1}
