@@ -94,6 +94,7 @@ class Hands:
         self._rules = reconcile.Rules(provider.stale_s, config.start_limit_s)
         self._memory = reconcile.Memory()
         self._compared_at = float("-inf")
+        self._began = clock.monotonic()
         self._again: dict[str, float] = {}
         """When to ask again for the end of what is stopping."""
         self._stillborn = 0
@@ -129,15 +130,15 @@ class Hands:
 
     def bring(self, look: Look, decision: Decision) -> None:
         """Launch or give up what is missing or too much, of the pool's own instances."""
-        more = decision.desired - look.signals.total
-        if more > 0 and self._launching.over:
-            most = self._config.limits.max_workers - look.unmanaged
+        more, coming = decision.desired - look.signals.total, self._coming(look)
+        if more > coming and self._launching.over:
+            most = self._config.limits.max_workers - look.unmanaged - coming
             launch = self._ledger.intend(
                 self._leader,
                 uuid.uuid4(),
                 pool=self._config.pool,
                 provider=self._provider.name,
-                count=more,
+                count=more - coming,
                 most=most,
             )
             if launch is not None:
@@ -160,6 +161,12 @@ class Hands:
             failpoints.hit("autoscaler.after_stopping")
             self._end(due)
             failpoints.hit("autoscaler.after_end")
+
+    def _coming(self, look: Look) -> int:
+        """Workers that others have started along with this process and that have not registered yet."""
+        if self._clock.monotonic() - self._began > self._config.start_limit_s:
+            return 0
+        return max(0, self._config.started_elsewhere - look.unmanaged)
 
     def _launch(self, launch: Launch) -> None:
         pool = self._config.pool

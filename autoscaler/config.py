@@ -43,6 +43,8 @@ class PoolConfig:
         start_limit_s: an instance whose worker has not registered by then is stopped.
         billing_s: an instance costs at least this long.
         price_per_hour: of a worker; 0: as the provider says.
+        started_elsewhere: workers that start along with the autoscaler, by other hands; until they have registered, and
+            for start_limit_s at most, they count as being on their way.
     """
 
     pool: str
@@ -54,6 +56,7 @@ class PoolConfig:
     start_limit_s: float
     billing_s: float
     price_per_hour: float
+    started_elsewhere: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,7 @@ class _Pool(msgspec.Struct, frozen=True):
     start_limit_s: float = 600.0
     billing_s: float = 60.0
     price_per_hour: float = 0.0
+    started_elsewhere: int = 0
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -193,6 +197,7 @@ def _pool(name: str, table: Mapping[str, object], *, enabled: bool) -> PoolConfi
         pool.start_limit_s,
         pool.billing_s,
         pool.price_per_hour,
+        pool.started_elsewhere,
     )
 
 
@@ -201,6 +206,8 @@ def _of_pool(pool: _Pool) -> Iterator[str]:
         yield f"there is no provider {pool.provider!r}; use {', '.join((NONE, *ADAPTERS))}"
     if pool.start_s <= 0 or pool.start_limit_s <= 0:
         yield "start_s and start_limit_s must be more than 0"
+    if pool.started_elsewhere < 0:
+        yield "started_elsewhere must not be below 0"
     if pool.billing_s < 0 or pool.price_per_hour < 0:
         yield "billing_s and price_per_hour must not be below 0"
     if pool.budget_per_day is not None and pool.price_per_hour <= 0 and pool.provider not in _PRICED:

@@ -192,6 +192,7 @@ def _scaling(folder: Path, options: Options, pool: str) -> str:
 provider = "{"local" if most > options.workers and sys.platform == "linux" else "none"}"
 min_workers = {options.workers}
 max_workers = {most}
+started_elsewhere = {options.workers}
 start_s = 5.0
 start_limit_s = 120.0
 billing_s = 30.0

@@ -291,3 +291,14 @@ def test_a_launch_that_nobody_could_settle_is_given_up(store, tmp_path, model):
     assert store.instances.unsettled() == []
     assert set(rig.ledger()) == rig.cloud.live()
     assert len(rig.cloud.live()) == 2
+
+
+def test_workers_that_others_start_along_with_it_are_waited_for(store, tmp_path):
+    """`up` starts workers and the autoscaler at once: nothing is launched in their place before the limit has passed."""
+    rig = Rig(store, tmp_path, "min_workers = 2\nstarted_elsewhere = 2\nstart_limit_s = 60")
+    rig.tick(6)
+    stack.a_worker(store)
+    rig.tick(6)
+    assert rig.cloud.live() == set()
+    rig.tick(3)
+    assert len(rig.cloud.live()) == 1
