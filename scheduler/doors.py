@@ -7,7 +7,7 @@ import pyarrow as pa
 from batchline.batch import BatchView, DataSet
 from batchline.data import columns, open_sink, open_source
 from batchline.data.blobs import Blobs
-from batchline.data.contract import Places, Sink, SinkContext, Source
+from batchline.data.contract import Places, Sink, SinkContext, Source, typeless
 from batchline.model import ModelSpec
 from batchline.store import Store
 from scheduler.refused import RefusedError
@@ -27,13 +27,15 @@ class Doors:
         return open_source(wanted.input, self._places)
 
     def fitted(self, wanted: DataSet, spec: ModelSpec, schema: pa.Schema) -> pa.Schema:
-        """The schema of the output, if the columns of the input fit the model.
+        """The schema of the output, if the columns of the input fit the model as far as they are known.
 
         Raises:
             RefusedError: they do not.
         """
-        if faults := columns.check(spec, wanted, schema):
+        if schema.names and (faults := columns.check(spec, wanted, schema)):
             raise RefusedError(faults)
+        if typeless(schema):
+            return columns.typeless_output(spec, wanted)
         return columns.Mapper(spec, wanted, schema).schema
 
     def sink(self, batch: BatchView, wanted: DataSet) -> Sink:

@@ -65,15 +65,12 @@ class Mapper:
         self._feeds = chosen.feeds
         self._passed = chosen.passed
         self.key = data.input.key
-        is_numbered = self.key is None or (data.output.uri is None and data.output.table is None)
         fed = [name for feed in self._feeds for name in feed.names]
         self.reads: list[str] = list(dict.fromkeys([*fed, *self._passed]))
         """What `Source.read` should give."""
-        head = [pa.field(ROW, pa.int64(), nullable=False)] if is_numbered else []
         passed = [pa.field(name, _passed_type(schema.field(name).type)) for name in self._passed]
-        outputs = [pa.field(t.name, column_arrays.arrow_type(t)) for t in spec.outputs]
-        self._numbered = is_numbered
-        self.schema = pa.schema([*head, *passed, *outputs])
+        self._numbered = _is_numbered(data)
+        self.schema = _output(spec, data, passed)
         """Of the output: `row` if there is no key (in the default sink always), key, kept columns, outputs."""
         key = [passed[0]] if self.key is not None else []
         number = pa.field(ROW, pa.int64(), nullable=False)
@@ -202,6 +199,21 @@ def check(spec: ModelSpec, data: DataSet, schema: pa.Schema) -> list[BatchFault]
     return _Choice(spec, data, schema).faults
 
 
+def typeless_output(spec: ModelSpec, data: DataSet) -> pa.Schema:
+    """The schema of the output of no rows, whose source tells no types: key and kept columns are of type null."""
+    key = [data.input.key] if data.input.key is not None else []
+    return _output(spec, data, [pa.field(name, pa.null()) for name in dict.fromkeys([*key, *data.output.keep])])
+
+
+def _output(spec: ModelSpec, data: DataSet, passed: Sequence[pa.Field[Any]]) -> pa.Schema:
+    head = [pa.field(ROW, pa.int64(), nullable=False)] if _is_numbered(data) else []
+    return pa.schema([*head, *passed, *(pa.field(t.name, column_arrays.arrow_type(t)) for t in spec.outputs)])
+
+
+def _is_numbered(data: DataSet) -> bool:
+    return data.input.key is None or (data.output.uri is None and data.output.table is None)
+
+
 class _Choice:
     """Which column feeds which input, and every reason why not."""
 
@@ -239,13 +251,12 @@ class _Choice:
         wanted = [(key, "input.key")] if key is not None else []
         wanted += [(name, "output.keep") for name in keep if name != key]
         outputs = {tensor.name for tensor in self._spec.outputs}
-        is_numbered = key is None or (data.output.uri is None and data.output.table is None)
         for name, param in wanted:
             if not self._known(name, param):
                 continue
             if name in outputs:
                 self._fault(f"The column {name!r} has the name of an output of {self._spec.name}.", param)
-            elif name == ROW and is_numbered:
+            elif name == ROW and _is_numbered(data):
                 self._fault(f"The column {ROW!r} has the name of the row's number: rename it.", param)
         return list(dict.fromkeys(name for name, _ in wanted))
 

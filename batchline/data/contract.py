@@ -34,11 +34,16 @@ class Rows:
     """Row within `batch` -> what is wrong, for people."""
 
 
+def typeless(schema: pa.Schema) -> bool:
+    """Whether a source's first rows tell no type: it has none, as a CSV file of a header or an empty JSONL file."""
+    return all(pa.types.is_null(kind) for kind in schema.types)
+
+
 class Source(Protocol):
     """One data set: a table, or all files of a URI in order of their names."""
 
     def schema(self) -> pa.Schema:
-        """Names and types of the columns, from metadata or the first rows.
+        """Names and types of the columns, from metadata or the first rows; see `typeless`.
 
         Raises:
             SourceError: there is no such file or table, it may not be read, or it is no such format; names it.

@@ -44,11 +44,9 @@ class _Header:
     """Columns of text whose first rows are numbers at least as often as words."""
 
 
-def schema(file: OpenFile) -> pa.Schema | None:
+def schema(file: OpenFile) -> pa.Schema:
     """Columns by the header, types by the first rows."""
     header = _header(file)
-    if not header.types and not _has_rows(file, header):
-        return None
     fields = [pa.field(name, header.types.get(name, pa.null())) for name in header.names]
     return pa.schema([f.with_metadata(MAYBE_NUMBERS) if f.name in header.maybe_numbers else f for f in fields])
 
@@ -123,10 +121,6 @@ def _names(line: bytes, uri: str) -> list[str]:
         told = "is not UTF-8; save the file as UTF-8" if isinstance(e, UnicodeDecodeError) else "is no CSV header"
         raise SourceError(f"{uri}: the first line {told}.") from e
     return [name.strip() for name in names]
-
-
-def _has_rows(file: OpenFile, header: _Header) -> bool:
-    return next(text_spans(file, header.end, 1, quoted=True), None) is not None
 
 
 def _parse(block: Block, names: list[str], convert: pacsv.ConvertOptions) -> tuple[pa.Table, dict[int, str]]:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from batchline.batch import Piece
 from batchline.data import csv_files, jsonl_files, parquet_files
-from batchline.data.contract import Rows
+from batchline.data.contract import Rows, typeless
 from batchline.data.local_place import changed
 from batchline.data.places import BLOB, OpenFile, Place
 from batchline.data.uris import Format
@@ -21,8 +21,8 @@ Span = tuple[object, ...]
 class Reader(Protocol):
     """One format: a module beside this one."""
 
-    def schema(self, file: OpenFile) -> pa.Schema | None:
-        """Columns of one file; None if it has no rows to tell them by."""
+    def schema(self, file: OpenFile) -> pa.Schema:
+        """Columns of one file, of type null as far as it has no rows to tell their types by; see `typeless`."""
         ...
 
     def spans(self, file: OpenFile, slice_rows: int) -> Iterator[tuple[Span, int]]:
@@ -57,16 +57,21 @@ class FilesSource:
         return self._schema
 
     def _first_schema(self) -> pa.Schema:
+        """Of the first file that has rows; of the first file if none has."""
+        first: pa.Schema | None = None
         for uri in self._list():
             file = self._open(uri)
             try:
                 found = self._reader.schema(file)
             finally:
                 file.close()
-            if found is not None:
-                check_names(found, file.uri)
+            check_names(found, file.uri)
+            if not typeless(found):
                 return found
-        raise SourceError(f"{self._shown(self._uri)} is empty: there is no row to score.")
+            first = first or found
+        if first is None:
+            raise SourceError(f"{self._shown(self._uri)}: there is no such file.")
+        return first
 
     def pieces(self, slice_rows: int) -> Iterator[Piece]:
         for uri in self._list():

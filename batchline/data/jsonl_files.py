@@ -28,8 +28,8 @@ _HEAD_ROWS = 2000
 Span = tuple[object, ...]
 
 
-def schema(file: OpenFile) -> pa.Schema | None:
-    """Columns by the first rows; a column is of the type of most of them."""
+def schema(file: OpenFile) -> pa.Schema:
+    """Columns by the first rows; a column is of the type of most of them. Without rows there are none."""
     text = head(file)
     whole = len(text) < 1 << 20
     lines = _lines(text if whole or b"\n" not in text else text[: text.rindex(b"\n")])[:_HEAD_ROWS]
@@ -48,7 +48,7 @@ def schema(file: OpenFile) -> pa.Schema | None:
             columns.setdefault(name, []).append(value)
     if lines and not columns:
         raise SourceError(f"{file.uri}: not one of the first {len(lines)} lines is a JSON object.")
-    return pa.schema([(name, _type(values)) for name, values in columns.items()]) if columns else None
+    return pa.schema([(name, _type(values)) for name, values in columns.items()])
 
 
 def spans(file: OpenFile, slice_rows: int) -> Iterator[tuple[Span, int]]:
@@ -60,10 +60,7 @@ def spans(file: OpenFile, slice_rows: int) -> Iterator[tuple[Span, int]]:
 def read(file: OpenFile, span: Span, rows: int, columns: Sequence[str] | None, batch_rows: int) -> Iterator[Rows]:
     """See `batchline.data.files_source.Reader.read`."""
     del rows  # counted by the caller
-    found = schema(file)
-    if found is None:
-        return
-    types = {field.name: field.type for field in found}
+    types = {field.name: field.type for field in schema(file)}
     wanted = list(types) if columns is None else list(columns)
     for block in raw_blocks(file, span):
         fast = _fast(block, wanted, types)

@@ -177,6 +177,7 @@ _SQL: dict[pa.DataType, tuple[str, str]] = {
     pa.float64(): ("double precision", "N"),
     pa.string(): ("text", "S"),
     pa.large_string(): ("text", "S"),
+    pa.null(): ("text", "S"),
     pa.date32(): ("date", "D"),
     pa.date64(): ("date", "D"),
 }
@@ -210,7 +211,9 @@ def sql_type(kind: pa.DataType, column: str) -> tuple[str, str]:
 
 
 def takes(column: Column, kind: pa.DataType) -> bool:
-    """Whether a target's column takes values of an Arrow type."""
+    """Whether a target's column takes values of an Arrow type; one of which nothing is known goes anywhere."""
+    if pa.types.is_null(kind):
+        return True
     _, family = sql_type(kind, column.name)
     if family == "A":
         return column.base.startswith("_")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 import time
@@ -14,7 +15,7 @@ import stack
 from scheduler_rig import Rig
 
 from batchline import failpoints
-from batchline.batch import BatchFault, Output, Requests, Staged, part_key
+from batchline.batch import BatchFault, DataSet, Input, Output, Requests, Staged, part_key
 from batchline.data import open_sink, places_of
 from batchline.data.contract import SinkContext
 from batchline.errors import SinkError, SinkUnavailableError
@@ -100,6 +101,30 @@ def test_a_batch_without_rows_completes(rig):
     assert rig.store.batches.plan(lease.holder, batch, [], model_id=rig.model_id, note="{}")
     assert rig.end()
     assert rig.read(batch).status == "completed"
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.csv", "id,note,{x}\n"), ("a.jsonl", ""), ("a.jsonl.gz", "\n")])
+@pytest.mark.parametrize("mode", ["upsert", "append", "replace"])
+def test_a_header_or_no_line_at_all_is_a_batch_of_no_rows(store, database_url, tmp_path, name, text, mode):
+    """Into Postgres, into files, and into tables whose columns have types that nobody could compare."""
+    rig = Running(store, tmp_path, databases=f"dwh={database_url}")
+    text = text.format(x=",".join(f"x{n}" for n in range(64))).encode()
+    (rig.folder / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    store.db.run("CREATE TABLE scores (id bigint PRIMARY KEY, note int, label bigint)")
+    store.db.run("INSERT INTO scores VALUES (1, 2, 3)")
+    source = Input(uri=f"file://{rig.folder}/{name}", key="id")
+    for output in (
+        Output(keep=["note"]),
+        Output(uri=f"file://{rig.folder}/out", format="csv", keep=["note"]),
+        Output(table="scores", database="dwh", mode=mode, keep=["note"]),
+        Output(table="fresh", database="dwh", mode=mode, keep=["note"]),
+    ):
+        batch = rig.submit("data_set", msgspec.json.encode(DataSet("digits", "1", source, output)))
+        assert rig.planner.station().step()
+        assert rig.end()
+        assert (rig.read(batch).status, rig.read(batch).counts.total) == ("completed", 0), rig.faults(batch)
+    assert json.loads((rig.folder / "out" / "manifest.json").read_text())["rows"] == 0
+    assert store.db.run("SELECT count(*) FROM scores") == [(0 if mode == "replace" else 1,)]
 
 
 def outputs(rig):
