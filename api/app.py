@@ -27,6 +27,7 @@ from api.problems import handle
 from api.protocol_v2 import V2Routes
 from api.reads import Reads
 from api.refresh import Refresh
+from api.scaling import ScalingRoutes
 from api.services import Services
 from batchline.clock import Clock, SystemClock
 from batchline.queue.contract import Finished, Nudger
@@ -101,6 +102,7 @@ def build(settings: Settings, store: Store, nudger: Nudger, hints: Finished, clo
             *V2Routes(services, health).handlers(),
             *data_routes(services, clock),
             *OpsRoutes(services, health).handlers(),
+            *ScalingRoutes(services).handlers(),
             *openapi.handlers(settings.max_rows),
         ],
         exception_handlers={Exception: handle},

@@ -81,3 +81,66 @@ PROBLEMS: dict[int, Json] = {
     429: _problem("quota_exceeded", "Too Many Requests", 429, "This tenant may have 1000000 rows queued."),
     503: _problem("store_unavailable", "Service Unavailable", 503, "The database does not answer; try again."),
 }
+
+BACKLOG: Json = {
+    "object": "backlog",
+    "rows": 5120,
+    "pools": {
+        "cpu": {
+            "jobs": 256,
+            "rows": 5120,
+            "oldest_age_s": 3.2,
+            "rows_per_s": 410.0,
+            "running_rows": 640,
+            "unfinished_rows": 5760,
+        }
+    },
+}
+AUTOSCALER: Json = {
+    "object": "autoscaler",
+    "pools": {
+        "cpu": {
+            "desired": 3,
+            "reason": "2 more make everything on time; the maximum is 3",
+            "decided_at": "2026-11-22T06:00:05Z",
+            "age_s": 2.4,
+            "signals": {"queued_rows": 5120.0, "running_rows": 640.0, "workers": 1.0, "pending": 0.0},
+            "limits": {
+                "min_workers": 1.0,
+                "max_workers": 3.0,
+                "max_launches_per_hour": None,
+                "budget_per_day": None,
+                "enabled": 1.0,
+            },
+            "instances": {"starting": 2, "serving": 1, "draining": 0, "stopping": 0},
+            "decisions": [
+                {
+                    "at": "2026-11-22T06:00:05Z",
+                    "desired": 3,
+                    "reason": "2 more make everything on time; the maximum is 3",
+                }
+            ],
+        }
+    },
+    "instances": [
+        {
+            "id": "i-0a1b2c3d4e5f60718",
+            "object": "instance",
+            "pool": "cpu",
+            "provider": "ec2-spot",
+            "status": "serving",
+            "kind": "c7i.large",
+            "zone": "eu-central-1a",
+            "market": "spot",
+            "price_per_hour": 0.031,
+            "launched_at": "2026-11-22T05:12:00Z",
+            "registered_at": "2026-11-22T05:13:10Z",
+            "draining_at": None,
+            "gone_at": None,
+            "age_s": 2885.0,
+            "reason": "",
+            "workers": 1,
+            "running": 2,
+        }
+    ],
+}

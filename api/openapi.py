@@ -119,7 +119,16 @@ OPERATIONS = (
     ),
     Operation("get", "/v1/workers", "list_workers", "List workers", {200: content(OBJECT)}, (503,), scope="admin"),
     Operation(
-        "get", "/v1/backlog", "get_backlog", "Read how much is queued", {200: content(OBJECT)}, (503,), scope="admin"
+        "get", "/v1/backlog", "get_backlog", "Read how much is queued and running, by pool",
+        {200: content(OBJECT, examples.BACKLOG)}, (503,), scope="admin",
+        description="For scalers that follow a number, as KEDA's metrics-api: `pools.cpu.unfinished_rows`. Every pool"
+        " of a model is there, also without work.",
+    ),
+    Operation(
+        "get", "/v1/autoscaler", "get_autoscaler", "Read what the autoscaler sees, wants and has, by pool",
+        {200: content(OBJECT, examples.AUTOSCALER)}, (503,), scope="admin",
+        description="Decisions are kept when they change, and once a minute; `age_s` is that of the last one. A scaler"
+        " may follow `pools.cpu.desired`. Instances that are gone are shown for an hour.",
     ),
     Operation("get", "/livez", "livez", "Whether the process lives", {200: content(OBJECT)}),
     Operation("get", "/readyz", "readyz", "Whether the process can take work", {200: content(OBJECT)}, (503,)),

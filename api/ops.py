@@ -1,4 +1,4 @@
-"""Health, models, workers and backlog: what operators and probes ask."""
+"""Health, models and workers: what operators and probes ask."""
 
 from __future__ import annotations
 
@@ -65,7 +65,6 @@ class OpsRoutes:
             get("/v1/models", name="list_models")(self.models),
             get("/v1/models/{model:str}", name="get_model")(self.model),
             get("/v1/workers", name="list_workers")(self.workers),
-            get("/v1/backlog", name="get_backlog")(self.backlog),
         ]
 
     async def live(self) -> ASGIResponse:
@@ -102,26 +101,12 @@ class OpsRoutes:
                 "draining": w.draining,
                 "models": w.models.split(),
                 "rows_per_s": w.rows_per_s,
+                "instance": w.instance,
                 "instance": w.instance or None,
             }
             for w in views
         ]
         return answer(200, msgspec.json.encode({"object": "list", "data": data}))
-
-    async def backlog(self, request: AnyRequest) -> ASGIResponse:
-        await self._s.keys.check(headers_of(request.scope), "admin")
-        backlog = self._s.backlog
-        pools: dict[str, dict[str, float]] = {
-            pool: {"jobs": 0, "rows": 0, "oldest_age_s": 0.0, "rows_per_s": rate}
-            for pool, rate in backlog.measured_rates().items()
-        }
-        for entry in backlog.queued:
-            pool = pools.setdefault(entry.pool, {"jobs": 0, "rows": 0, "oldest_age_s": 0.0, "rows_per_s": 0.0})
-            pool["jobs"] += entry.jobs
-            pool["rows"] += entry.rows
-            pool["oldest_age_s"] = max(pool["oldest_age_s"], float(entry.oldest_age_s))
-        total = sum(pool["rows"] for pool in pools.values())
-        return answer(200, msgspec.json.encode({"object": "backlog", "rows": total, "pools": pools}))
 
 
 def _model(records: list[ModelRecord]) -> dict[str, object]:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from batchline.cli import batch, doctor, init, jobs, keys, models, operate, processes, schedules, stack
+from batchline.cli import autoscaler, batch, doctor, init, jobs, keys, models, operate, processes, schedules, stack
 from batchline.cli.output import group, tell, tell_error
 from batchline.errors import BatchlineError
 
@@ -43,7 +43,7 @@ for _command in (
     *(processes.api, processes.worker, processes.scheduler),
 ):
     app.command()(_command)
-app.add_typer(processes.autoscaler, name="autoscaler")
+app.add_typer(autoscaler.app, name="autoscaler")
 app.add_typer(batch.app, name="batch")
 app.add_typer(schedules.app, name="schedules")
 app.add_typer(models.app, name="models")

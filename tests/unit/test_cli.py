@@ -251,6 +251,7 @@ def a_worker(**changes: Any) -> WorkerView:
     fields: dict[str, Any] = {
         "id": uuid.uuid4(), "host": "here", "pid": 1, "pool": "cpu", "device": "cpu", "started_at": NOW,
         "heartbeat_at": NOW, "live": True, "draining": False, "models": "digits@1", "rows_per_s": 5.0,
+        "instance": "",
     }  # fmt: skip
     return WorkerView(**fields | changes)
 
