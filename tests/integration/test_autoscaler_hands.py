@@ -294,7 +294,7 @@ def test_a_launch_that_nobody_could_settle_is_given_up(store, tmp_path, model):
 
 
 def test_workers_that_others_start_along_with_it_are_waited_for(store, tmp_path):
-    """`up` starts workers and the autoscaler at once: nothing is launched in their place before the limit has passed."""
+    """`up` starts workers and the autoscaler at once: nothing is launched in their place before the limit is over."""
     rig = Rig(store, tmp_path, "min_workers = 2\nstarted_elsewhere = 2\nstart_limit_s = 60")
     rig.tick(6)
     stack.a_worker(store)
