@@ -101,7 +101,6 @@ class OpsRoutes:
                 "draining": w.draining,
                 "models": w.models.split(),
                 "rows_per_s": w.rows_per_s,
-                "instance": w.instance,
                 "instance": w.instance or None,
             }
             for w in views
