@@ -59,7 +59,7 @@ class Handle(io.RawIOBase):
         return data
 
 
-def schema(file: OpenFile) -> pa.Schema | None:
+def schema(file: OpenFile) -> pa.Schema:
     """Columns by the footer."""
     return _opened(file).schema_arrow
 

@@ -78,8 +78,8 @@ class Running(Rig):
 
 
 @pytest.fixture
-def rig(store, tmp_path):
-    return Running(store, tmp_path)
+def rig(store, database_url, tmp_path):
+    return Running(store, tmp_path, databases=f"dwh={database_url}")
 
 
 def test_a_batch_ends_as_completed_with_its_last_slice(rig):
@@ -105,9 +105,9 @@ def test_a_batch_without_rows_completes(rig):
 
 @pytest.mark.parametrize(("name", "text"), [("a.csv", "id,note,{x}\n"), ("a.jsonl", ""), ("a.jsonl.gz", "\n")])
 @pytest.mark.parametrize("mode", ["upsert", "append", "replace"])
-def test_a_header_or_no_line_at_all_is_a_batch_of_no_rows(store, database_url, tmp_path, name, text, mode):
+def test_a_header_or_no_line_at_all_is_a_batch_of_no_rows(rig, name, text, mode):
     """Into Postgres, into files, and into tables whose columns have types that nobody could compare."""
-    rig = Running(store, tmp_path, databases=f"dwh={database_url}")
+    store = rig.store
     text = text.format(x=",".join(f"x{n}" for n in range(64))).encode()
     (rig.folder / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
     store.db.run("CREATE TABLE scores (id bigint PRIMARY KEY, note int, label bigint)")
