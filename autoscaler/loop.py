@@ -7,10 +7,11 @@ import math
 import threading
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 from autoscaler.act import LAUNCH_KEPT_S, Hands
+from autoscaler.budget import Budgets, online_of, within
 from autoscaler.config import Config, PoolConfig, advised
 from autoscaler.guards import guard
 from autoscaler.observe import Look, Observer
@@ -19,6 +20,7 @@ from autoscaler.signals import Decision, Signals
 from batchline.clock import Clock
 from batchline.errors import BatchlineError
 from batchline.store import Store
+from batchline.store.cost_contract import Standing
 from batchline.store.instance_contract import Launch, Scaling
 from batchline.store.instances import LEASE
 
@@ -53,10 +55,12 @@ class Autoscaler:
         self._lease_s = max(lease_s, 3 * config.every_s)
         self._id = uuid.uuid4()
         self._observer = Observer(store, clock)
+        self._budgets = Budgets(store.costs, clock)
         self._history: dict[str, list[Signals]] = {}
         self._told: dict[str, tuple[int, float]] = {}
         self._looks: dict[str, Look] = {}
         self._leads = False
+        self._said: bool | None = None
         self._stop = threading.Event()
         self._hands = {
             pool: Hands(store, self._id, config.pools[pool], provider, clock, reconcile_s=config.reconcile_s)
@@ -108,9 +112,10 @@ class Autoscaler:
         except BatchlineError:
             self._leads = False
             raise
-        if (held_s is not None) != self._leads:
-            log.info("leading" if held_s is not None else "looking on: another leads")
         self._leads = held_s is not None
+        if self._leads != self._said:
+            log.info("leading" if self._leads else "looking on: another leads")
+            self._said = self._leads
 
     def _each(self, pool: str, step: Callable[[], None]) -> None:
         """One pool's step: what fails in it is no matter of the others."""
@@ -125,13 +130,20 @@ class Autoscaler:
 
     def _pool(self, pool: str, look: Look) -> None:
         config = self._config.pools.get(pool) or advised(pool)
+        standing = self._standing(config)
         history = self._history.setdefault(pool, [])
-        history.append(look.signals)
+        history.append(online_of(look.signals) if standing is Standing.SPENT else look.signals)
         del history[: -math.ceil(config.policy.remembers_s / self._config.every_s) - 2]
-        decision = decide(self._observer, config, history)
+        decision = decide(self._observer, config, history, standing)
         self._tell(config, look, decision)
         if self._leads and pool in self._hands and config.limits.enabled:
             self._hands[pool].bring(look, decision)
+
+    def _standing(self, config: PoolConfig) -> Standing:
+        """With the budget of the day, of a pool that a file names."""
+        if config.pool not in self._config.pools:
+            return Standing.WELL
+        return self._budgets.watch(config, leads=self._leads)
 
     def _end(self) -> None:
         """End what has drained, each pool's by its own provider."""
@@ -164,11 +176,17 @@ class Autoscaler:
             )
 
 
-def decide(observer: Observer, config: PoolConfig, history: list[Signals]) -> Decision:
-    """What is wanted now, within the limits."""
+def decide(
+    observer: Observer, config: PoolConfig, history: list[Signals], standing: Standing = Standing.WELL
+) -> Decision:
+    """What is wanted now, within the limits; `standing` is with the budget."""
     seen, facts = history[-1], observer.facts(config)
     wanted = config.policy.decide(history, facts, seen.at)
-    return guard(wanted, seen, config.limits, facts, observer.spent(config.pool, config.limits))
+    spent = observer.spent(config.pool, config.limits)
+    decision = guard(wanted, seen, within(standing, seen, config.limits, facts, spent), facts, spent)
+    if standing is Standing.SPENT:
+        return replace(decision, reason=f"{decision.reason}; the budget of the day is spent: batches wait")
+    return decision
 
 
 def facts_of(pool: str, look: Look, decision: Decision) -> dict[str, object]:

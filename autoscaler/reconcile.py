@@ -90,10 +90,16 @@ def plan(
     if listing is None:
         return Plan((), tuple(stop), (), (), Memory(before.absent, idle, before.risen))
     listed = {f.instance.id: f for f in listing}
-    adopt = [f for f in listed.values() if f.instance.id not in known and not f.ending]
-    orphans = [f for f in adopt if f.launch_id is not None and f.launch_id not in launches]
-    stop += [(f.instance.id, "no known launch has brought it") for f in orphans if f.age_s > rules.grace_s]
-    adopt = [f for f in adopt if f not in orphans or f.age_s > rules.grace_s]
+    orphans = {
+        id_ for id_, f in listed.items() if f.launch_id is not None and f.launch_id not in launches and not f.ending
+    }
+    ripe = {id_ for id_ in orphans if listed[id_].age_s > rules.grace_s}
+    adopt = [f for id_, f in listed.items() if id_ not in known and not f.ending and id_ not in orphans - ripe]
+    stop += [
+        (id_, "no known launch has brought it")
+        for id_ in listed
+        if id_ in ripe and (id_ not in known or known[id_].status in _TAKEN_UP)
+    ]
     absent = {i.id: before.absent.get(i.id, now) for i in alive if i.id not in listed and i.age_s > rules.stale_s}
     gone = [i.id for i in alive if i.id in absent and i.id in before.absent and _deserted(i)]
     risen = {

@@ -43,12 +43,12 @@ class Cloud:
     """What really runs, in a file that outlives every process."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
 
     @contextmanager
     def state(self) -> Iterator[dict[str, Any]]:
         """Read, change and keep, alone."""
-        with self._path.open("a+") as file:
+        with self.path.open("a+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             text = file.read()
@@ -167,6 +167,8 @@ class Crew:
     def __init__(self, store: Store, cloud: Cloud, model: int, *, seed: int = 1) -> None:
         self.busy_stopped = 0
         """Instances that ended while their worker held jobs."""
+        self.leave_alone: set[str] = set()
+        """Instances that no worker starts on."""
         self._store, self._cloud, self._model = store, cloud, model
         self._rng = random.Random(seed)
         self._workers: dict[str, uuid.UUID] = {}
@@ -178,7 +180,7 @@ class Crew:
         for id_ in set(self._workers) - live - self._left:
             self.busy_stopped += bool(self._held.get(id_))
             self._leave(id_)
-        for id_ in sorted(live - self._left):
+        for id_ in sorted(live - self._left - self.leave_alone):
             if id_ not in self._workers:
                 self._workers[id_] = stack.a_worker(self._store, instance=id_)
             self._work(id_)

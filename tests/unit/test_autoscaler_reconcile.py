@@ -75,6 +75,14 @@ def test_an_orphan_is_entered_and_stopped_past_a_grace():
     assert [id_ for id_, _ in made.stop] == ["a"]
 
 
+def test_an_orphan_that_was_entered_and_not_stopped_yet_is_stopped_at_the_next_sweep():
+    """Whoever had begun has died between the two."""
+    stranger, entered = found(launch=uuid.uuid4()), known(launch_id=None, status=InstanceStatus.STARTING)
+    assert [id_ for id_, _ in compare([entered], [stranger]).stop] == ["a"]
+    draining = known(launch_id=None, status=InstanceStatus.DRAINING)
+    assert steps(compare([draining], [stranger])) == NOTHING
+
+
 def test_what_is_ending_already_is_not_entered():
     """It will be gone by itself."""
     assert steps(compare([], [found(ending=True)])) == NOTHING
