@@ -26,13 +26,15 @@ from batchline.errors import SettingsError
 
 CONNECT_S = 5.0
 SILENCE_S = 15.0
-ASK_TRIES = 3
+ASK_TRIES = 2
 """Of calls that change nothing. Those that do are sent once: after a lost reply, a refused repetition would say that
 nothing was done. The autoscaler repeats them itself, with the same token."""
 FAULTS = (BotoCoreError, ClientError)
 """What a call may raise."""
 
 STACK_TAG, POOL_TAG, LAUNCH_TAG = "batchline:stack", "batchline:pool", "batchline:launch"
+PAGE = 1000
+"""Items of a page; AWS gives no more."""
 LIVING = ("pending", "running", "stopping", "stopped", "shutting-down")
 
 CAPACITY_CODES = frozenset(
@@ -222,7 +224,7 @@ def instances(aws: Aws, named: Mapping[str, Sequence[str]]) -> list[dict[str, An
         "Reservations",
         "list instances",
         Filters=filters(named),
-        PaginationConfig={"PageSize": 1000},
+        PaginationConfig={"PageSize": PAGE},
     )
     return [instance for reservation in reservations for instance in reservation.get("Instances", [])]
 

@@ -27,14 +27,14 @@ def check(region: aws.Aws, options: Options, pool: str) -> dict[str, str]:
         ProviderError: EC2 could not be asked.
     """
     wrong: list[str] = []
-    zones: dict[str, str] = {}
-    wrong += _places(region, options, zones)
+    known: dict[str, str] = {}
+    wrong += _places(region, options, known)
     architectures: set[str] = set()
-    wrong += _types(region, options, set(zones.values()), architectures)
+    wrong += _types(region, options, set(known.values()), architectures)
     wrong += _template(region, options) if options.launch_template else _image(region, options, architectures, pool)
     if wrong:
         raise SettingsError("\n".join(wrong))
-    return zones
+    return known
 
 
 def _ask(region: aws.Aws, call: str, **arguments: Any) -> dict[str, Any]:
@@ -50,19 +50,35 @@ def _ask(region: aws.Aws, call: str, **arguments: Any) -> dict[str, Any]:
         raise aws.provider_error(e, f"check the settings in {region.region}") from e
 
 
-def _places(region: aws.Aws, options: Options, zones: dict[str, str]) -> Iterator[str]:
+def zones(region: aws.Aws, options: Options) -> dict[str, str]:
+    """The zone of each subnet.
+
+    Raises:
+        ProviderError: EC2 does not tell.
+    """
+    try:
+        return _subnets(region, options)
+    except (*aws.FAULTS, SettingsError) as e:
+        raise aws.provider_error(e, "ask for the zones of subnets") from e
+
+
+def _subnets(region: aws.Aws, options: Options) -> dict[str, str]:
+    found = _ask(region, "describe_subnets", SubnetIds=list(options.subnets))["Subnets"]
+    return {subnet["SubnetId"]: subnet["AvailabilityZone"] for subnet in found}
+
+
+def _places(region: aws.Aws, options: Options, known: dict[str, str]) -> Iterator[str]:
     try:
         if options.subnets:
-            found = _ask(region, "describe_subnets", SubnetIds=list(options.subnets))["Subnets"]
-            zones |= {subnet["SubnetId"]: subnet["AvailabilityZone"] for subnet in found}
+            known |= _subnets(region, options)
             return
-        known = [zone["ZoneName"] for zone in _ask(region, "describe_availability_zones")["AvailabilityZones"]]
+        there = [zone["ZoneName"] for zone in _ask(region, "describe_availability_zones")["AvailabilityZones"]]
     except aws.FAULTS as e:
         yield f"{aws.message_of(e)}: name subnets of {region.region} (aws ec2 describe-subnets)."
         return
-    zones |= {zone: zone for zone in options.zones if zone in known}
-    if strange := [zone for zone in options.zones if zone not in known]:
-        yield f"{region.region} has no zone {', '.join(strange)}; it has {', '.join(known)}."
+    known |= {zone: zone for zone in options.zones if zone in there}
+    if strange := [zone for zone in options.zones if zone not in there]:
+        yield f"{region.region} has no zone {', '.join(strange)}; it has {', '.join(there)}."
 
 
 def _types(region: aws.Aws, options: Options, zones: set[str], architectures: set[str]) -> Iterator[str]:

@@ -225,7 +225,7 @@ class Ec2SpotProvider:
         return name
 
     def _entered(self, one: Brought) -> NewInstance:
-        zone = one.zone or self._zones.get(one.place, "") or (one.place if self._options.zones else "")
+        zone = one.zone or self._zone_of(one.place)
         return NewInstance(
             id=one.id,
             kind=one.kind,
@@ -234,6 +234,15 @@ class Ec2SpotProvider:
             price_per_hour=self._prices.of(one.kind, zone, one.market),
             on_demand_per_hour=self._prices.on_demand(one.kind),
         )
+
+    def _zone_of(self, place: str) -> str:
+        """The zone of a subnet; empty when AWS does not tell just now."""
+        if self._options.subnets and not self._zones:
+            try:
+                self._zones = ec2_check.zones(self._aws, self._options)
+            except ProviderError as e:
+                log.warning("zones of subnets are not known: %s", e)
+        return self._zones.get(place, "") if self._options.subnets else place
 
     def _found(self, described: dict[str, Any]) -> NewInstance:
         kind, market = described.get("InstanceType", ""), ec2_fleet.market_of(described)

@@ -96,7 +96,7 @@ class Prices:
     def refresh(self) -> None:
         """Read spot prices again when it is time."""
         with self._lock:
-            if self._clock() < self._due:
+            if not self._kinds or self._clock() < self._due:
                 return
             self._due = self._clock() + AGAIN_S
             try:

@@ -1,0 +1,89 @@
+"""An EC2 of the tests' own: moto's server on loopback with an image and three subnets, behind the fault proxy."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import boto3
+from aws_faults import AwsFaults
+from botocore.retries import standard
+from moto.server import ThreadedMotoServer
+
+REGION = "eu-central-1"
+ZONES = tuple(f"{REGION}{letter}" for letter in "abc")
+ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "MOTO_EC2_LOAD_DEFAULT_AMIS": "false"}
+
+
+class Cloud:
+    """One moto server; what tests launch in it they tell apart by stack and pool."""
+
+    def __init__(self, target: str, clock: Callable[[], float]) -> None:
+        self.target = target
+        self.ec2: Any = self.client("ec2")
+        self.image = self.ec2.register_image(Name=f"batchline-{uuid.uuid4()}", Architecture="x86_64")["ImageId"]
+        moto_of(REGION).amis[self.image].architecture = "x86_64"
+        zones = {subnet["AvailabilityZone"]: subnet["SubnetId"] for subnet in self.ec2.describe_subnets()["Subnets"]}
+        self.subnets = tuple(zones[zone] for zone in ZONES)
+        self.proxy = AwsFaults(target, REGION, clock=clock)
+        self.endpoint = self.proxy.endpoint
+
+    def client(self, service: str) -> Any:
+        """Past the proxy."""
+        return boto3.client(service, region_name=REGION, endpoint_url=self.target)
+
+    def template(self, **data: Any) -> str:
+        name = f"t-{uuid.uuid4()}"
+        required = {"ImageId": self.image, "MetadataOptions": {"HttpTokens": "required"}, "InstanceType": "m5.large"}
+        self.ec2.create_launch_template(LaunchTemplateName=name, LaunchTemplateData=required | data)
+        return name
+
+    def group(self, stack: str, pool: str, *, most: int = 10, least: int = 0) -> str:
+        name = f"g-{uuid.uuid4()}"
+        tags = {"batchline:stack": stack, "batchline:pool": pool}
+        self.client("autoscaling").create_auto_scaling_group(
+            AutoScalingGroupName=name,
+            MinSize=least,
+            MaxSize=most,
+            VPCZoneIdentifier=self.subnets[0],
+            LaunchTemplate={"LaunchTemplateName": self.template()},
+            Tags=[{"Key": key, "Value": value, "PropagateAtLaunch": True} for key, value in tags.items()],
+        )
+        self.proxy.remember()
+        return name
+
+
+def moto_of(region: str) -> Any:
+    """The server runs in this process: what its API does not offer can be set in its memory."""
+    from moto.ec2.models import ec2_backends
+
+    return ec2_backends["123456789012"][region]
+
+
+@contextmanager
+def cloud(clock: Callable[[], float]) -> Generator[Cloud]:
+    """The server takes some seconds to start: share it. Repeated questions are not waited for."""
+    waiting = standard.ExponentialBackoff.delay_amount
+    standard.ExponentialBackoff.delay_amount = lambda *_: 0.0
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
+    os.environ.update(ENVIRONMENT)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    made: Cloud | None = None
+    try:
+        host, port = server.get_host_and_port()
+        made = Cloud(f"http://{host}:{port}", clock)
+        yield made
+    finally:
+        if made is not None:
+            made.proxy.close()
+        server.stop()
+        standard.ExponentialBackoff.delay_amount = waiting
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
