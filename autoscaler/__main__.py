@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from autoscaler import config as configuration
+from autoscaler.budget import Budgets, online_of
 from autoscaler.config import Config
 from autoscaler.loop import Autoscaler, decide, facts_of
 from autoscaler.observe import Observer
@@ -23,6 +24,7 @@ from batchline import logs, settings
 from batchline.clock import SystemClock
 from batchline.errors import BatchlineError, SettingsError
 from batchline.store import Store, migrations, open_store
+from batchline.store.cost_contract import Standing
 
 log = logging.getLogger("autoscaler")
 _CONNECTIONS = 2
@@ -31,7 +33,8 @@ _CONNECTIONS = 2
 def main(arguments: list[str]) -> int:
     given = settings.load(needs=("database_url",))
     logs.configure(level=given.log_level)
-    config = configuration.load(Path(given.autoscaler)) if given.autoscaler else configuration.ADVICE
+    path = Path(given.autoscaler) if given.autoscaler else None
+    config = configuration.load(path) if path else configuration.ADVICE
     if arguments[:1] == ["check"]:
         _checked(config)
         print("the configuration works")
@@ -79,11 +82,13 @@ def _checked(config: Config) -> Mapping[str, Provider]:
 
 
 def _status(store: Store, config: Config, *, as_json: bool) -> str:
-    observer = Observer(store, SystemClock())
+    observer, budgets = Observer(store, SystemClock()), Budgets(store.costs, SystemClock())
     found: list[dict[str, object]] = []
     for pool, look in observer.look(config.pools).items():
         chosen = config.pools.get(pool) or configuration.advised(pool)
-        decision = decide(observer, chosen, [look.signals])
+        standing = budgets.watch(chosen, leads=False)
+        seen = online_of(look.signals) if standing is Standing.SPENT else look.signals
+        decision = decide(observer, chosen, [seen], standing)
         found.append(facts_of(pool, look, decision) | {"policy": chosen.policy.name, "provider": chosen.provider})
     if as_json:
         return json.dumps({"pools": found})

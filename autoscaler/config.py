@@ -84,6 +84,7 @@ class _Pool(msgspec.Struct, frozen=True):
     max_workers: int = 8
     max_launches_per_hour: int | None = None
     budget_per_day: float | None = None
+    budget_warn_at: float = 0.8
     floors: tuple[tuple[int, int, int], ...] = ()
     enabled: bool = True
     start_s: float = 30.0
@@ -172,6 +173,7 @@ def _pool(name: str, table: Mapping[str, object], *, enabled: bool) -> PoolConfi
         pool.budget_per_day,
         pool.floors,
         enabled=pool.enabled and enabled,
+        budget_warn_at=pool.budget_warn_at,
     )
     faults = [f"{where}: {fault}" for fault in _of_pool(pool)]
     policy: Policy = POLICIES["queue"]()

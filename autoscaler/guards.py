@@ -28,6 +28,8 @@ def check(limits: Limits) -> None:
         )
     if limits.budget_per_day is not None and limits.budget_per_day <= 0:
         faults.append("the budget of a day is 0: nothing could run; leave it out for no budget, or switch off")
+    if not 0 < limits.budget_warn_at <= 1:
+        faults.append(f"budget_warn_at is {limits.budget_warn_at}; use a share of the budget above 0, up to 1")
     if limits.max_launches_per_hour is not None and limits.max_launches_per_hour < 1:
         faults.append("0 launches an hour: nothing could start; leave it out for no limit, or switch off")
     for start, end, workers in limits.floors:

@@ -16,7 +16,7 @@ from batchline.store import Store
 from batchline.store.contract import Backlog, WorkerView
 from batchline.store.instance_contract import Instance, InstanceStatus, Launch, Totals
 
-_REBASE = timedelta(minutes=30)
+_REBASE = timedelta(minutes=2)
 _OVERLAP = timedelta(minutes=1)
 _MEASURE_S = 60.0
 _MEASURED_S = 86400.0
@@ -92,7 +92,7 @@ class Observer:
             launches = self._store.instances.launches_within(pool, 3600.0)
         if limits.budget_per_day is not None:
             midnight = self._clock.now().replace(hour=0, minute=0, second=0, microsecond=0)
-            today = self._store.instances.cost_since(pool, midnight)
+            today = self._store.costs.spent(pool, midnight)
         return Spent(launches, today)
 
     def _grow(self, totals: Iterable[Totals]) -> None:

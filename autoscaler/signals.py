@@ -69,6 +69,8 @@ class Limits:
     """(from hour, to hour, workers) by UTC: at least so many workers at these hours; 22 to 6 goes past midnight."""
     enabled: bool = True
     """The kill switch: off, nothing is launched or stopped."""
+    budget_warn_at: float = 0.8
+    """Share of the budget from which on it is told."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,47 @@ CHORE_RUNS = Counter(
 RESCUED = Counter("batchline_jobs_rescued_total", "Jobs taken back from workers whose lease expired", registry=REGISTRY)
 LEADER = Gauge("batchline_scheduler_leader", "1 while this process is the leader", registry=REGISTRY)
 
+BUDGET = Gauge(
+    "batchline_budget_per_day", "Budget of a day (UTC) of the pool; infinite without one", ["pool"], registry=REGISTRY
+)
+BUDGET_SPENT = Gauge(
+    "batchline_budget_spent_today", "Cost of the pool's workers since midnight UTC", ["pool"], registry=REGISTRY
+)
+
+AUTOSCALER_LEADER = Gauge("batchline_autoscaler_leader", "1 while this process is the leader", registry=REGISTRY)
+WORKERS_DESIRED = Gauge(
+    "batchline_autoscaler_desired_workers", "Workers wanted, limits included", ["pool"], registry=REGISTRY
+)
+WORKERS_LIVE = Gauge(
+    "batchline_autoscaler_live_workers", "Workers by heartbeat that take work", ["pool"], registry=REGISTRY
+)
+WORKERS_PENDING = Gauge(
+    "batchline_autoscaler_pending_workers", "Workers launched and not yet registered", ["pool"], registry=REGISTRY
+)
+WORKERS_DRAINING = Gauge(
+    "batchline_autoscaler_draining_workers", "Live workers that take nothing new", ["pool"], registry=REGISTRY
+)
+QUEUED_ROWS = Gauge("batchline_autoscaler_queued_rows", "Rows waiting, both lanes", ["pool"], registry=REGISTRY)
+RUNNING_ROWS = Gauge("batchline_autoscaler_running_rows", "Rows claimed and not finished", ["pool"], registry=REGISTRY)
+OLDEST_AGE = Gauge(
+    "batchline_autoscaler_oldest_age_seconds", "Age of the first queued online job", ["pool"], registry=REGISTRY
+)
+DECISIONS = Counter(
+    "batchline_autoscaler_decisions_total",
+    "Decisions of the leader, one a tick, by what they change: up, down, same",
+    ["pool", "change"],
+    registry=REGISTRY,
+)
+LAUNCHED = Counter(
+    "batchline_autoscaler_launched_total", "Instances brought by launches", ["pool", "provider"], registry=REGISTRY
+)
+PROVIDER_ERRORS = Counter(
+    "batchline_autoscaler_provider_errors_total",
+    "Calls that a provider did not do, by call (launch, list, end) and why: capacity, throttled, refused, unknown",
+    ["pool", "provider", "call", "trouble"],
+    registry=REGISTRY,
+)
+
 
 def serve(port: int, host: str = "127.0.0.1") -> None:
     """Answer GET /metrics on a thread of its own; port 0 switches it off."""
