@@ -26,6 +26,9 @@ DTYPES: dict[str, str] = {
 }
 """Open Inference Protocol v2 data types -> numpy's names."""
 
+MODEL_FILE = "model.onnx"
+"""What a version's folder must hold."""
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
@@ -77,6 +80,8 @@ class TextFront(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A file beside the model, in the format of the `tokenizers` library."""
     max_length: int = 256
     """Tokens beyond this are cut off."""
+    digest: str = ""
+    """sha256 of the tokenizer's file, hex; filled in at the import, empty where an older release did that."""
 
 
 class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,6 +100,12 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def ref(self) -> str:
         return f"{self.name}@{self.version}"
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The files that a worker needs -> their sha256, hex; those whose digest is known."""
+        text = {self.text.tokenizer: self.text.digest} if self.text and self.text.digest else {}
+        return {MODEL_FILE: self.digest} | text
 
 
 class ModelRecord(msgspec.Struct, frozen=True):

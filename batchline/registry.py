@@ -25,9 +25,8 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from batchline.errors import BatchlineError, InvalidRequestError, ModelError
-from batchline.model import BatchPolicy, ModelSpec, TensorSpec, TextFront, check_name, check_version
+from batchline.model import MODEL_FILE, BatchPolicy, ModelSpec, TensorSpec, TextFront, check_name, check_version
 
-MODEL_FILE = "model.onnx"
 POLICY_FILE = "model.toml"
 _PROBE_S = 900.0
 _TRIES = 100
@@ -242,7 +241,24 @@ def read_version(path: Path, name: str, version: str) -> ModelSpec:
     if spec.text:
         file = path / spec.text.tokenizer
         _checked(file, ["--text", str(file), str(spec.text.max_length), *(t.name for t in spec.inputs)], _Sound)
+        return with_digest(spec, spec.text, file)
     return spec
+
+
+def with_digest(spec: ModelSpec, text: TextFront, tokenizer: Path) -> ModelSpec:
+    """The spec with its tokenizer's sha256.
+
+    Raises:
+        ModelError: model.toml named another, or the file cannot be read.
+    """
+    try:
+        with tokenizer.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as e:
+        raise ModelError(f"{tokenizer} cannot be read: {e.strerror}.") from e
+    if text.digest not in ("", digest):
+        raise ModelError(f"{tokenizer} has other bytes than {POLICY_FILE} says: text.digest is not its sha256.")
+    return msgspec.structs.replace(spec, text=msgspec.structs.replace(text, digest=digest))
 
 
 def _checked(path: Path, arguments: list[str], kind: type[_T]) -> _T:
@@ -346,6 +362,8 @@ def import_model(
     source: Path,
     register: Callable[[ModelSpec], int],
     policy: Mapping[str, object] | None = None,
+    *,
+    publish: Callable[[ModelSpec, Path], None] | None = None,
 ) -> ModelSpec:
     """Check a model, copy it into the repository as a new version, and put it into the catalogue.
 
@@ -355,13 +373,18 @@ def import_model(
         source: an .onnx file, or a folder with model.onnx and what belongs to it.
         register: the catalogue's `register_model`.
         policy: the content of model.toml; what the folder has when absent.
+        publish: puts the version's files where all workers reach them; called with its spec and a folder that holds
+            them, before it is registered. A worker on this repository does it later when absent.
 
     Raises:
         ModelError: the file is refused; nothing is left in the repository.
+        SinkError, SinkUnavailableError: `publish` failed; nothing is left in the repository.
         InvalidRequestError: the name is none.
     """
     with _draft(repository, name, source, policy) as draft:
         spec = read_version(draft, name, "1")
+        if publish is not None:
+            publish(spec, draft)
         version, path = _place(draft)
         for _ in range(_TRIES):
             spec = msgspec.structs.replace(spec, version=version)

@@ -53,6 +53,10 @@ class Settings:
     intra_op_threads: int = 1
     models_limit_bytes: int = 4 * 2**30
     """Loaded models are unloaded, least recently used first, above this."""
+    model_cache: str = ""
+    """Where models are kept that were fetched from the blob store; empty: `.cache` in BATCHLINE_MODELS."""
+    model_cache_bytes: int = 20 * 2**30
+    """Those on disk are removed, least recently used first, above this."""
 
     spot_notice: str = ""
     """`imds` on a spot instance: leave when AWS is about to take it away. A URL asks there; empty asks nobody."""

@@ -22,6 +22,7 @@ from batchline.testing import ephemeral_postgres
 from benchmarks.harness import Bench
 from benchmarks.processes import BenchmarkError
 from workers.claiming import Claimer
+from workers.model_files import ModelFiles
 from workers.models import LoadedModel, Models
 from workers.runtimes.onnx_runtime import opener
 
@@ -122,7 +123,7 @@ def _one(url: str, bench: Bench, name: str) -> Rig:
     store = open_store(url, connections=2)
     folder = bench.folder / f"models-{name}-{uuid.uuid4().hex[:6]}"
     import_model(folder, "digits", bench.digits.model, store.catalogue.register_model)
-    models = Models(folder, store.catalogue, opener("cpu", 1), limit_bytes=2**30)
+    models = Models(ModelFiles(folder), store.catalogue, opener("cpu", 1), limit_bytes=2**30)
     record = store.catalogue.models()[0]
     data = orjson.loads(bench.digits.rows.read_bytes())
     row = np.array([data["rows"][0]], np.float32)

@@ -51,6 +51,7 @@ def a_worker(database_url: str, redis_url: str, repository: Path, log: Path, **m
         "DATABASE_URL": database_url,
         "REDIS_URL": redis_url,
         "BATCHLINE_MODELS": str(repository),
+        "BATCHLINE_BLOBS": f"file://{log.parent / 'blobs'}",
         "BATCHLINE_LEASE_S": "3",
         "BATCHLINE_HEARTBEAT_S": "1",
         "PYTHONPATH": str(ROOT),

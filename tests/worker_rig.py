@@ -21,6 +21,7 @@ from batchline.store import Store
 from workers.bulk_sizes import BulkSizes
 from workers.engine import Engine
 from workers.leaving import Leave
+from workers.model_files import ModelFiles
 from workers.models import Models
 from workers.predict import Device, Predictor, Sizes
 from workers.runtimes.contract import OpenRuntime
@@ -53,7 +54,10 @@ class Rig:
         self.repository = repository
         self.settings = Settings(models=repository, **({"max_failures": 2} | changes))
         self.models = Models(
-            repository, store.catalogue, open_runtime or opener("cpu", 1), limit_bytes=self.settings.models_limit_bytes
+            ModelFiles(repository),
+            store.catalogue,
+            open_runtime or opener("cpu", 1),
+            limit_bytes=self.settings.models_limit_bytes,
         )
         self.sizes, self.turns, self.device, self.leave = Sizes(), Turns(), Device(), Leave()
         self.nudges = CountedNudges()

@@ -8,8 +8,12 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 
 from batchline import logs, metrics, settings
+from batchline.data import places_of
+from batchline.data.blobs import Blobs
+from batchline.data.model_blobs import ModelBlobs
 from batchline.errors import BatchlineError, StoreUnavailableError
 from batchline.job import Lane
 from batchline.queue.celery_queue import CeleryNudger, run_worker, stop_worker
@@ -21,6 +25,7 @@ from workers.engine import Engine
 from workers.heartbeat import Heart
 from workers.idle import Newcomers, look_for_work
 from workers.leaving import GIVE_BACK_S, Leave
+from workers.model_files import Cache, ModelFiles
 from workers.models import Models
 from workers.predict import Device, Predictor, Sizes
 from workers.reporting import Reporter
@@ -45,8 +50,9 @@ def main() -> int:
     hints = Hints(config.redis_url)
     nudger = CeleryNudger(config.redis_url, hints)
     device, turns, leave = Device(), Turns(), Leave()
+    blobs = ModelBlobs(Blobs(places_of(config)))
     models = Models(
-        config.models,
+        ModelFiles(config.models, blobs, _cache(config)),
         store.catalogue,
         opener(config.device, config.intra_op_threads),
         limit_bytes=config.models_limit_bytes,
@@ -76,7 +82,7 @@ def main() -> int:
     if config.spot_notice:
         watch = SpotNotice(Imds(IMDS if config.spot_notice == "imds" else config.spot_notice), leave.begin)
         threading.Thread(target=watch.watch, args=(leave.closing,), name="spot", daemon=True).start()
-    _prepare(config, store, models, engine)
+    _prepare(config, store, models, engine, blobs)
     for lane in Lane:
         looking = (engine, lane, config.idle_poll_s)
         threading.Thread(target=look_for_work, args=looking, name="idle", daemon=True).start()
@@ -142,15 +148,20 @@ def _engine(
     )
 
 
-def _prepare(config: Settings, store: Store, models: Models, engine: Engine) -> None:
+def _cache(config: Settings) -> Cache:
+    folder = Path(config.model_cache) if config.model_cache else config.models / ".cache"
+    return Cache(folder, config.model_cache_bytes)
+
+
+def _prepare(config: Settings, store: Store, models: Models, engine: Engine, blobs: ModelBlobs) -> None:
     """Register newcomers and load what there is, so that ready means loaded; then keep looking for newcomers."""
-    newcomers = Newcomers(config.models, store.catalogue)
+    newcomers = Newcomers(config.models, store.catalogue, blobs)
     warm()
-    try:
-        newcomers.look()
-        models.preload(config.pool)
-    except BatchlineError as e:
-        log.warning("models not loaded in advance", extra={"error": e.detail})
+    for prepare in (newcomers.look, lambda: models.preload(config.pool)):
+        try:
+            prepare()
+        except BatchlineError as e:
+            log.warning("models not loaded in advance", extra={"error": e.detail})
     threading.Thread(target=newcomers.watch, args=(engine.closing,), name="newcomers", daemon=True).start()
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from batchline import failpoints
-from batchline.errors import ModelError, StoreUnavailableError
+from batchline.errors import ModelError, SourceUnavailableError, StoreUnavailableError
 from batchline.job import ClaimedJob, Lane
 from batchline.metrics import STAGE_SECONDS
 from batchline.queue.contract import Nudger
@@ -140,6 +140,9 @@ class Engine:
                 load_ms = self._models.load(head.model_id).load_ms
             except ModelError as e:
                 return self._unloadable(head, lane, e)
+            except SourceUnavailableError as e:
+                log.warning("model cannot be fetched now", extra={"model_id": head.model_id, "error": e.detail})
+                return _NOTHING | {"error": e.code}
         return _NOTHING
 
     def _take(

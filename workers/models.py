@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from batchline.errors import BatchlineError, ModelError
+from batchline.errors import BatchlineError, ModelError, SourceUnavailableError
 from batchline.metrics import MODELS_LOADED
-from batchline.model import DTYPES, ModelRecord, ModelSpec
-from batchline.registry import MODEL_FILE
+from batchline.model import DTYPES, MODEL_FILE, ModelRecord, ModelSpec
 from batchline.rows import Array
 from batchline.store.contract import Catalogue
+from workers.model_files import ModelFiles
 from workers.runtimes.contract import OpenRuntime, Runtime
 from workers.text import Tokenizer
 
 log = logging.getLogger("workers")
 
 _KEEP_FAILURE_S = 1.0
+_AWAY_S = 5.0
+"""So long is nothing fetched from a blob store that did not answer; what is loaded serves on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ class Models:
     One load at a time; whoever runs a model that is unloaded meanwhile keeps it until the pass is done.
     """
 
-    def __init__(self, repository: Path, catalogue: Catalogue, open_runtime: OpenRuntime, *, limit_bytes: int) -> None:
-        self._repository = repository
+    def __init__(self, files: ModelFiles, catalogue: Catalogue, open_runtime: OpenRuntime, *, limit_bytes: int) -> None:
+        self._files = files
         self._catalogue = catalogue
         self._open = open_runtime
         self._limit_bytes = limit_bytes
@@ -53,11 +53,12 @@ class Models:
         self._records: dict[int, ModelRecord] = {}
         self._loaded: OrderedDict[int, LoadedModel] = OrderedDict()
         self._failed: dict[int, tuple[float, ModelError]] = {}
+        self._away_until = 0.0
 
     @property
     def busy(self) -> bool:
-        """Whether some thread is loading a model right now."""
-        return self._loading.locked()
+        """Whether no other model can be loaded right now: some thread loads one, or the blob store does not answer."""
+        return self._loading.locked() or time.monotonic() < self._away_until
 
     def refresh(self) -> list[ModelRecord]:
         """Read the catalogue anew."""
@@ -86,6 +87,7 @@ class Models:
 
         Raises:
             ModelError: it cannot be loaded; jobs for it may be tried again later.
+            SourceUnavailableError: its files cannot be fetched now; its jobs had better wait for other workers.
         """
         with self._loading:
             model = self.get(model_id)
@@ -98,6 +100,9 @@ class Models:
                 model = self._load(self._record(model_id))
             except ModelError as e:
                 self._failed[model_id] = (time.monotonic(), e)
+                raise
+            except SourceUnavailableError:
+                self._away_until = time.monotonic() + _AWAY_S
                 raise
             self._failed.pop(model_id, None)
             return model
@@ -124,15 +129,10 @@ class Models:
     def _load(self, record: ModelRecord) -> LoadedModel:
         spec = record.spec
         began = time.monotonic()
-        folder = self._repository / spec.name / spec.version
-        try:
-            data = (folder / MODEL_FILE).read_bytes()
-        except OSError as e:
-            raise ModelError(f"{spec.ref} cannot be read from the model repository: {e.strerror}.") from e
-        if hashlib.sha256(data).hexdigest() != spec.digest:
-            raise ModelError(f"{spec.ref} in the model repository has other bytes than the catalogue knows.")
+        data = self._files.read(spec, MODEL_FILE)
+        text = spec.text
+        tokenizer = Tokenizer(self._files.read(spec, text.tokenizer), text.max_length) if text else None
         self._make_room(spec.size_bytes)
-        tokenizer = Tokenizer(folder / spec.text.tokenizer, spec.text.max_length) if spec.text else None
         runtime = self._open(spec, data)
         _warm_up(runtime, spec)
         model = LoadedModel(record.id, spec, runtime, tokenizer, (time.monotonic() - began) * 1000)

@@ -21,18 +21,19 @@ class Tokenizer:
     Padding is not done here: rows keep their own length, and the collation pads what runs together.
     """
 
-    def __init__(self, path: Path, max_length: int) -> None:
+    def __init__(self, file: Path | bytes, max_length: int) -> None:
         """Load a `tokenizer.json`.
 
         Args:
-            path: a file in the format of the `tokenizers` library.
+            file: a file in the format of the `tokenizers` library, or its bytes.
             max_length: most tokens of a row, special ones included; the rest is cut off at the end.
 
         Raises:
             ModelError: the file cannot be read, or max_length leaves no room for a token.
         """
         try:
-            self._tokenizer = _Tokenizer.from_file(str(path))
+            data = file.read_bytes() if isinstance(file, Path) else file
+            self._tokenizer = _Tokenizer.from_buffer(data)
             self._tokenizer.no_padding()
             special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
             if max_length <= special:
@@ -43,8 +44,9 @@ class Tokenizer:
         except ModelError:
             raise
         except Exception as error:  # the library raises plain Exception
+            name = f" {file.name}" if isinstance(file, Path) else ""
             raise ModelError(
-                f"the tokenizer {path.name} cannot be read ({error}): put a tokenizer.json of the tokenizers library"
+                f"the tokenizer{name} cannot be read ({error}): put a tokenizer.json of the tokenizers library"
                 " beside the model"
             ) from error
 

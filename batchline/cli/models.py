@@ -78,11 +78,15 @@ def import_model(
 ) -> None:
     """Check an ONNX model and add it as a new version.
 
-    It goes into the repository (BATCHLINE_MODELS, else ./models) and into the catalogue.
+    It goes into the repository (BATCHLINE_MODELS, else ./models), into the blob store (BATCHLINE_BLOBS), from where
+    workers without that folder fetch it, and into the catalogue.
 
     The options are what model.toml says in the folder; given ones are written over it. Needs the database, not the API.
     """
     from batchline import registry
+    from batchline.data import places_of
+    from batchline.data.blobs import Blobs
+    from batchline.data.model_blobs import ModelBlobs
 
     policy: dict[str, object] = {
         "max_batch_size": max_batch_size,
@@ -99,7 +103,14 @@ def import_model(
     settings = load_settings(folder)
     with opened_store(settings) as store, busy(f"checking {path} …"):
         content = _over(_toml_beside(path), given) if given else None
-        spec = registry.import_model(settings.models, name, path, store.catalogue.register_model, content)
+        spec = registry.import_model(
+            settings.models,
+            name,
+            path,
+            store.catalogue.register_model,
+            content,
+            publish=ModelBlobs(Blobs(places_of(settings))).publish,
+        )
     tell_json(spec) if as_json else tell(f"{spec.ref} is in the catalogue; workers take it up by themselves.")
 
 

@@ -40,7 +40,7 @@ def open_client(folder: Path = FOLDER, *, timeout_s: float = 10.0) -> Client:
 
 
 def load_settings(folder: Path = FOLDER, *, required: bool = True) -> Settings:
-    """The settings, with the addresses and the models of the system in the folder where the environment names none.
+    """The settings, with the addresses, models and blobs of the system in the folder where the environment names none.
 
     Raises:
         SettingsError: no database is known and one is required.
@@ -56,6 +56,7 @@ def load_settings(folder: Path = FOLDER, *, required: bool = True) -> Settings:
             database_url=found.database_url or addresses.database_url,
             redis_url=found.redis_url or addresses.redis_url,
             models=addresses.models if addresses.models and found.models == Settings.models else found.models,
+            blobs=f"file://{(folder / 'blobs').resolve()}" if found.blobs == Settings.blobs else found.blobs,
         )
     if required and not found.database_url:
         raise SettingsError(
