@@ -1,5 +1,7 @@
 """`python -m autoscaler`: observe, decide and act until told to stop, as BATCHLINE_AUTOSCALER says.
 
+The file is read again when it changes, so that the kill switch needs no restart.
+
 `python -m autoscaler status [--json]` tells what is wanted now and ends; `python -m autoscaler check` tells whether the
 configuration works, asking the providers.
 """
@@ -11,7 +13,7 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from autoscaler import config as configuration
@@ -45,18 +47,42 @@ def main(arguments: list[str]) -> int:
         if arguments[:1] == ["status"]:
             print(_status(store, config, as_json="--json" in arguments))
         else:
-            _run(store, config, given.leader_lease_s)
+            _run(store, config, path, lease_s=given.leader_lease_s)
     finally:
         store.close()
     return 0
 
 
-def _run(store: Store, config: Config, lease_s: float) -> None:
+def _run(store: Store, config: Config, path: Path | None, *, lease_s: float) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
-    providers = _checked(config)
-    Autoscaler(store, config, providers, SystemClock(), lease_s=lease_s).run(stop)
+    scaler = Autoscaler(store, config, _checked(config), SystemClock(), lease_s=lease_s)
+    scaler.run(stop, _reread(path, scaler) if path else lambda: None)
+
+
+def _reread(path: Path, scaler: Autoscaler) -> Callable[[], None]:
+    """What reads the file again when it has changed; one that cannot be is refused, and the one before stays."""
+    seen = path.read_bytes()
+
+    def reread() -> None:
+        nonlocal seen
+        try:
+            now = path.read_bytes()
+        except OSError:
+            return
+        if now == seen:
+            return
+        seen = now
+        try:
+            config = configuration.load(path)
+            scaler.configure(config, _checked(config))
+        except SettingsError as e:
+            log.error("the changed configuration is refused; the one before stays", extra={"error": e.detail})  # noqa: TRY400
+        else:
+            log.info("configuration read again", extra={"path": str(path)})
+
+    return reread
 
 
 def _checked(config: Config) -> Mapping[str, Provider]:

@@ -28,6 +28,7 @@ log = logging.getLogger("autoscaler")
 
 _TELL_S = 60.0
 """A decision that stays the same is kept and logged this often."""
+_WATCH_S = 60.0
 _KEPT = ("queued_rows", "bulk_rows", "running_rows", "oldest_age_s", "arrived_rows", "done_rows")
 _KEPT_TOO = ("workers", "pending", "draining", "rows_per_s")
 
@@ -62,16 +63,24 @@ class Autoscaler:
         self._leads = False
         self._said: bool | None = None
         self._stop = threading.Event()
+        self._keep_until: dict[str, float] = {}
+        self._hands: dict[str, Hands] = {}
+        self.configure(config, providers)
+
+    def configure(self, config: Config, providers: Mapping[str, Provider]) -> None:
+        """Go on by another configuration; what has been seen is kept."""
+        self._config = config
         self._hands = {
-            pool: Hands(store, self._id, config.pools[pool], provider, clock, reconcile_s=config.reconcile_s)
-            for pool, provider in providers.items()
+            pool: Hands(self._store, self._id, config.pools[pool], one, self._clock, reconcile_s=config.reconcile_s)
+            for pool, one in providers.items()
         }
 
-    def run(self, stop: threading.Event) -> None:
-        """Work until `stop` is set, then let go of the lease."""
+    def run(self, stop: threading.Event, before: Callable[[], None] = lambda: None) -> None:
+        """Work until `stop` is set, then let go of the lease; `before` is called before each tick."""
         self._stop = stop
         while not stop.is_set():
             begun = self._clock.monotonic()
+            before()
             self.tick()
             stop.wait(max(0.0, self._config.every_s - (self._clock.monotonic() - begun)))
         self.close()
@@ -136,8 +145,15 @@ class Autoscaler:
         del history[: -math.ceil(config.policy.remembers_s / self._config.every_s) - 2]
         decision = decide(self._observer, config, history, standing)
         self._tell(config, look, decision)
-        if self._leads and pool in self._hands and config.limits.enabled:
+        acts = self._leads and pool in self._hands and config.limits.enabled
+        if acts and not self._too_early(config, look, decision):
             self._hands[pool].bring(look, decision)
+
+    def _too_early(self, config: PoolConfig, look: Look, decision: Decision) -> bool:
+        """Whether a scaler that found workers at its start would give some up before it has seen what arrives."""
+        now = self._clock.monotonic()
+        found = min(config.policy.remembers_s, _WATCH_S) if look.managed else 0.0
+        return decision.desired < look.signals.total and now < self._keep_until.setdefault(config.pool, now + found)
 
     def _standing(self, config: PoolConfig) -> Standing:
         """With the budget of the day, of a pool that a file names."""

@@ -19,7 +19,8 @@ from batchline.clock import FakeClock
 from batchline.job import Status
 from batchline.store.instance_contract import InstanceStatus
 
-QUEUE = "policy = 'queue'\npolicy_options = { rows_per_worker = 10, cooldown_s = 10 }\n"
+QUEUE = "policy = 'queue'\n"
+OPTIONS = "policy_options = { rows_per_worker = 10, cooldown_s = 10 }\n"
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +46,7 @@ class Rig:
         self.clock = FakeClock(datetime.now(UTC))
         self.provider = FakeProvider("cpu", Options(str(folder / "cloud.json"), **faults))
         self.cloud = self.provider.cloud
+        settings = settings if "policy_options" in settings else OPTIONS + settings
         self.config = parse(f"every_s = 0.1\n[pools.cpu]\nprovider = 'fake'\n{QUEUE}{settings}", "a.toml")
         self.scaler = self.another()
 
@@ -262,6 +264,22 @@ def test_a_broken_provider_stops_no_other_pool(store, tmp_path, model):
     rig.tick(2)
     assert len(rig.cloud.live()) == 1
     assert [launch.pool for launch in store.instances.unsettled()] == ["a"]
+
+
+def test_a_scaler_that_just_started_gives_nothing_up_before_it_has_seen_what_arrives(store, tmp_path, model):
+    """With no history any policy takes busy workers for idle ones."""
+    rig = Rig(store, tmp_path, "policy_options = { rows_per_worker = 10, cooldown_s = 40 }")
+    rig.submit(model, 30)
+    rig.tick()
+    assert len(rig.cloud.live()) == 3
+    store.db.run("DELETE FROM jobs")
+    store.db.run("DELETE FROM backlog")
+    rig.scaler.close()
+    rig.scaler = rig.another()
+    rig.tick(8)
+    assert [i.status.value for i in store.instances.list()] == ["starting"] * 3
+    rig.tick(2)
+    assert "starting" not in {i.status.value for i in store.instances.list()}
 
 
 def test_two_scalers_at_once_launch_once(store, tmp_path, model):

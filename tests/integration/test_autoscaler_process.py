@@ -33,15 +33,15 @@ class System:
         self.crew = Crew(store, self.cloud, store.catalogue.register_model(stack.a_spec(pool="cpu")))
         self.log = folder / "log"
         self._cleanup = cleanup
-        path = folder / "autoscaler.toml"
-        path.write_text(
+        self.config = folder / "autoscaler.toml"
+        self.config.write_text(
             f"every_s = 0.1\nreconcile_s = 0.5\n[pools.cpu]\nprovider = 'fake'\nmax_workers = {MOST}\n"
             f"policy = 'queue'\npolicy_options = {{ rows_per_worker = 10, cooldown_s = 0.3 }}\n{settings}\n"
             f"[pools.cpu.fake]\npath = '{self.cloud.path}'\n"
         )
         self._env = {
             "DATABASE_URL": database_url,
-            "BATCHLINE_AUTOSCALER": str(path),
+            "BATCHLINE_AUTOSCALER": str(self.config),
             "BATCHLINE_LEADER_LEASE_S": "0.6",
             "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent))),
         }
@@ -124,10 +124,22 @@ def test_two_started_at_once_launch_once_and_the_second_takes_over(system, store
     it.cloud.vanish(min(it.cloud.live()))
     it.until(lambda: len(it.cloud.live()) == 3 and it.cloud.live() == it.ledger(), "replaced")
     assert len(it.cloud.read()["instances"]) == 4
+    _a_changed_file_counts_at_once(it)
     pair[1].send_signal(signal.SIGTERM)
     assert pair[1].wait(30) == 0
     assert it.holders() == []
-    assert len(it.cloud.live()) == 3, "workers outlive the scaler"
+    assert len(it.cloud.live()) == 4, "workers outlive the scaler"
+
+
+def _a_changed_file_counts_at_once(it):
+    """One that is refused does not; the kill switch needs no restart."""
+    text = it.config.read_text()
+    it.config.write_text(text.replace("min_workers = 3", "min_workers = 9"))
+    it.until(lambda: "the one before stays" in it.log.read_text(), "refused")
+    it.config.write_text(text.replace("min_workers = 3", "min_workers = 4"))
+    it.until(lambda: len(it.cloud.live()) == 4, "one more")
+    it.config.write_text("enabled = false\n" + text.replace("min_workers = 3", "min_workers = 0"))
+    it.until(lambda: "switched off" in it.store.instances.decisions(limit=1)[0].reason, "switched off")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +152,7 @@ def test_two_started_at_once_launch_once_and_the_second_takes_over(system, store
 def test_a_bad_configuration_is_refused_at_start(system, text, told):
     """Exit 1, what and where on stderr, no traceback; the database is not even asked."""
     it = system()
-    Path(it._env["BATCHLINE_AUTOSCALER"]).write_text(text)
+    it.config.write_text(text)
     process = it.start()
     assert process.wait(60) == 1
     log = it.log.read_text()
