@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
-import boto3
+import boto3.session
 from aws_faults import AwsFaults
 from botocore.retries import standard
 from moto.server import ThreadedMotoServer
@@ -16,6 +18,11 @@ from moto.server import ThreadedMotoServer
 REGION = "eu-central-1"
 ZONES = tuple(f"{REGION}{letter}" for letter in "abc")
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "MOTO_EC2_LOAD_DEFAULT_AMIS": "false"}
+
+
+@functools.cache
+def _session() -> boto3.session.Session:
+    return boto3.session.Session()
 
 
 class Cloud:
@@ -33,7 +40,7 @@ class Cloud:
 
     def client(self, service: str) -> Any:
         """Past the proxy."""
-        return boto3.client(service, region_name=REGION, endpoint_url=self.target)
+        return _session().client(service, region_name=REGION, endpoint_url=self.target)
 
     def template(self, **data: Any) -> str:
         name = f"t-{uuid.uuid4()}"
@@ -55,6 +62,14 @@ class Cloud:
         self.proxy.remember()
         return name
 
+    def clear(self) -> None:
+        """End everything: the next test's server has the same memory."""
+        groups = self.client("autoscaling")
+        for group in groups.describe_auto_scaling_groups()["AutoScalingGroups"]:
+            groups.delete_auto_scaling_group(AutoScalingGroupName=group["AutoScalingGroupName"], ForceDelete=True)
+        if ids := [i.id for i in moto_of(REGION).all_running_instances()]:
+            self.ec2.terminate_instances(InstanceIds=ids)
+
 
 def moto_of(region: str) -> Any:
     """The server runs in this process: what its API does not offer can be set in its memory."""
@@ -63,24 +78,31 @@ def moto_of(region: str) -> Any:
     return ec2_backends["123456789012"][region]
 
 
+@functools.cache
+def server() -> str:
+    """The one server of this process: it takes seconds to start."""
+    made = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    made.start()
+    atexit.register(made.stop)
+    host, port = made.get_host_and_port()
+    return f"http://{host}:{port}"
+
+
 @contextmanager
 def cloud(clock: Callable[[], float]) -> Generator[Cloud]:
-    """The server takes some seconds to start: share it. Repeated questions are not waited for."""
+    """An account in use by one test or module at a time. Repeated questions are not waited for."""
     waiting = standard.ExponentialBackoff.delay_amount
     standard.ExponentialBackoff.delay_amount = lambda *_: 0.0
     before = {name: os.environ.get(name) for name in ENVIRONMENT}
     os.environ.update(ENVIRONMENT)
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
     made: Cloud | None = None
     try:
-        host, port = server.get_host_and_port()
-        made = Cloud(f"http://{host}:{port}", clock)
+        made = Cloud(server(), clock)
         yield made
     finally:
         if made is not None:
+            made.clear()
             made.proxy.close()
-        server.stop()
         standard.ExponentialBackoff.delay_amount = waiting
         for name, value in before.items():
             if value is None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import boto3
 import boto3.session
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -20,6 +21,7 @@ from botocore.exceptions import (
     ProfileNotFound,
     TokenRetrievalError,
 )
+from botocore.loaders import Loader, create_loader
 
 from autoscaler.providers.contract import ProviderError, Trouble
 from batchline.errors import SettingsError
@@ -73,6 +75,12 @@ STRANGER_CODES = frozenset(
 _NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, ProfileNotFound, TokenRetrievalError)
 
 
+@functools.cache
+def _loader() -> Loader:
+    """Descriptions of AWS's services, some of them megabytes: read once for all pools."""
+    return create_loader()
+
+
 class Aws:
     """The clients of one region. Making one asks nobody; they are safe to share among threads."""
 
@@ -81,7 +89,9 @@ class Aws:
         region: empty: AWS_REGION or the profile's.
         endpoint_url: of one's own; empty is AWS, or AWS_ENDPOINT_URL.
         """
-        self._session = boto3.session.Session()
+        core = botocore.session.get_session()
+        core.register_component("data_loader", _loader())
+        self._session = boto3.session.Session(botocore_session=core)
         self._own = bool(endpoint_url or os.environ.get("AWS_ENDPOINT_URL"))
         self._endpoint_url = endpoint_url or None
         self.region = region or os.environ.get("AWS_REGION") or self._session.region_name or ""

@@ -15,7 +15,7 @@ from typing import Protocol
 from autoscaler.providers.contract import Provider
 from batchline.store.instance_contract import Launch
 
-RIGS = ("kubernetes", "local")
+RIGS = ("asg", "ec2_spot", "kubernetes", "local")
 
 
 class Rig(Protocol):
