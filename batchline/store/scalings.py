@@ -46,14 +46,16 @@ FROM of_models m FULL JOIN of_workers w USING (pool)
 LEFT JOIN (SELECT name AS pool, rows_done, rows_per_s FROM pools) p USING (pool) ORDER BY pool
 """
 
-# Slices have the deadline of their batch. Those of a paused one (run_at is infinity) wait for nobody.
+# Slices have the deadline of their batch, so each deadline is one probe of an index that holds online jobs too. Slices
+# of a paused batch (run_at is infinity) wait for nobody.
 _DEMANDS = """
 WITH due AS MATERIALIZED (
   SELECT DISTINCT deadline_at FROM batches WHERE ended_at IS NULL AND deadline_at IS NOT NULL
 ), waiting AS MATERIALIZED (
-  SELECT j.model_id, j.deadline_at, j.rows FROM due JOIN jobs j ON j.deadline_at = due.deadline_at
-  WHERE j.status = 'queued' AND j.deadline_at IS NOT NULL AND j.lane = 'bulk'
-    AND (j.run_at IS NULL OR j.run_at < 'infinity')
+  SELECT q.model_id, due.deadline_at, q.rows FROM due CROSS JOIN LATERAL (
+    SELECT j.model_id, sum(j.rows) AS rows FROM jobs j
+    WHERE j.deadline_at = due.deadline_at AND j.status = 'queued' AND j.lane = 'bulk'
+      AND (j.run_at IS NULL OR j.run_at < 'infinity') GROUP BY 1) q
 ), running AS MATERIALIZED (
   SELECT j.model_id, j.deadline_at,
     j.rows - CASE WHEN s.attempt = j.attempt THEN least(s.rows_done, j.rows) ELSE 0 END AS rows

@@ -46,7 +46,7 @@ def test_a_worker_told_to_drain_finishes_what_it_holds_and_claims_nothing_more(
         PRODUCT,
         BATCHLINE_INSTANCE="one",
         BATCHLINE_HEARTBEAT_S="0.2",
-        BATCHLINE_FAILPOINTS="worker.before_finish=sleep:2",
+        BATCHLINE_FAILPOINTS="worker.before_finish=sleep:1",
     )
     until(lambda: "worker ready" in worker.log(), worker)
     assert ledger.registered() == 1
@@ -56,7 +56,8 @@ def test_a_worker_told_to_drain_finishes_what_it_holds_and_claims_nothing_more(
     later = rig.pixels(model, [3, 4])
     assert ledger.drained(leader) == []
     until(lambda: not worker.alive, worker)
-    assert worker.process and worker.process.returncode == 0
+    assert worker.process
+    assert worker.process.returncode == 0
     assert rig.statuses([held, later]) == ["succeeded", "queued"]
     assert [i.status for i in ledger.drained(leader)] == [InstanceStatus.STOPPING]
 
@@ -70,5 +71,6 @@ def test_a_worker_that_starts_on_an_instance_that_is_given_up_leaves_at_once(
     job = rig.pixels(model, [1, 2])
     worker.start(PRODUCT, BATCHLINE_INSTANCE="one")
     until(lambda: not worker.alive, worker)
-    assert worker.process and worker.process.returncode == 0
+    assert worker.process
+    assert worker.process.returncode == 0
     assert rig.statuses([job]) == ["queued"]

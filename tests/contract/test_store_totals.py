@@ -1,0 +1,109 @@
+"""`instance_contract.Instances`: what the autoscaler counts, by pool, and the decisions that are kept."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import batch_stack
+import pytest
+import stack
+
+from batchline.job import Lane
+from batchline.store.instance_contract import Scaling
+
+
+@pytest.fixture
+def model(store):
+    return store.catalogue.register_model(stack.a_spec())
+
+
+def _totals(store, ago_s=5.0):
+    return {t.pool: t for t in store.instances.totals(datetime.now(UTC) - timedelta(seconds=ago_s))}
+
+
+def _beat(store, worker, **told):
+    store.workers.heartbeat(worker, **{"lease_s": 30.0, "models": "", "rows_per_s": 0.0} | told)
+
+
+def test_totals_tell_what_arrived_what_runs_and_what_was_done(store, model):
+    """Of every pool with a model or a worker; arrivals since a moment, whatever became of them."""
+    store.jobs.submit([stack.new_job(model, rows=2) for _ in range(3)])
+    worker = stack.a_worker(store)
+    (job,) = store.claims.claim(worker, model, Lane.ONLINE, rows=2).jobs
+    _beat(store, worker, rows_per_s=50.0, rows_done=7)
+    stack.a_worker(store, pool="gpu")
+    found = _totals(store)
+    assert list(found) == ["cpu", "gpu"]
+    cpu = found["cpu"]
+    assert (cpu.arrived_rows, cpu.running_rows, cpu.done_rows, cpu.rows_per_s) == (6, 2, 7, 50.0)
+    assert (cpu.demands, found["gpu"].done_rows, found["gpu"].rows_per_s) == ((), 0, 0.0)
+    store.claims.finish(worker, [stack.done(job)])
+    after = _totals(store)["cpu"]
+    assert (after.arrived_rows, after.running_rows) == (6, 0)
+    assert _totals(store, -60.0)["cpu"].arrived_rows == 0
+
+
+def test_what_workers_have_done_stays_done_when_they_are_pruned(store, database_url):
+    """The sum does not shrink, nor is the pool's speed forgotten: it may have been at zero for days."""
+    for rows, rate in ((5, 20.0), (7, 10.0), (9, 0.0)):
+        _beat(store, stack.a_worker(store), rows_done=rows, rows_per_s=rate)
+    before = _totals(store)["cpu"]
+    assert (before.done_rows, before.rows_per_s) == (21, 15.0)
+    stack.query(
+        database_url,
+        "UPDATE workers SET lease_until = now() - interval '2 days',"
+        " heartbeat_at = now() - rows_done * interval '1 hour'",
+    )
+    assert _totals(store)["cpu"].rows_per_s == 20.0, "the last one that had measured"
+    store.chores.prune(results_kept_s=1e7, jobs_kept_s=1e7, keys_kept_s=1e7)
+    assert store.workers.list() == []
+    worker = stack.a_worker(store)
+    after = _totals(store)["cpu"]
+    assert (after.done_rows, after.rows_per_s) == (21, 20.0)
+    _beat(store, worker, rows_done=1, rows_per_s=3.0)
+    after = _totals(store)["cpu"]
+    assert (after.done_rows, after.rows_per_s) == (22, 3.0)
+
+
+def test_demands_are_the_rows_of_slices_by_their_deadline(store, model, database_url):
+    """Those due earlier included; of a running slice what is left; none of paused batches, of online jobs, or ended."""
+    now = datetime.now(UTC)
+    soon, late = now + timedelta(seconds=100), now + timedelta(seconds=1000)
+    batch_stack.planned(store, model, [10, 20], deadline_at=soon)
+    batch_stack.planned(store, model, [40], deadline_at=late)
+    batch_stack.planned(store, model, [80])
+    paused = batch_stack.planned(store, model, [160], deadline_at=late)
+    store.batches.pause(1, paused)
+    store.jobs.submit([stack.new_job(model, rows=320, deadline_at=soon)])
+    due = _totals(store)["cpu"].demands
+    assert [rows for _, rows in due] == [30, 70]
+    assert [round(seconds, -2) for seconds, _ in due] == [100, 1000]
+    worker = stack.a_worker(store)
+    (job,) = batch_stack.claimed(store, worker, model)
+    assert job.rows == 10
+    store.slices.progress(worker, job, job.rows - 1)
+    found = _totals(store)["cpu"]
+    assert found.running_rows == 1
+    assert [rows for _, rows in found.demands] == [21, 61]
+
+
+def test_decisions_come_back_newest_first(store):
+    """Of one pool or all, since a moment or ever; the old ones go, and a repeat is kept once."""
+    now = datetime.now(UTC)
+    for n in range(3):
+        store.instances.decided(Scaling(now - timedelta(hours=n), "cpu", n, "why", {"queued_rows": 1.5}))
+    for _ in range(2):
+        store.instances.decided(Scaling(now, "gpu", 9, "why", {}), kept_s=3600 * 1.5)
+    assert [d.desired for d in store.instances.decisions(pool="cpu")] == [0, 1]
+    assert [(d.pool, d.signals) for d in store.instances.decisions(limit=1)] == [("cpu", {"queued_rows": 1.5})]
+    assert [d.pool for d in store.instances.decisions(since=now)] == ["cpu", "gpu"]
+    assert store.instances.decisions(since=now + timedelta(seconds=1)) == []
+
+
+def test_a_worker_that_comes_back_counts_anew(store):
+    """Its new id starts at nothing; what the old one has told stands."""
+    _beat(store, stack.a_worker(store), rows_done=5)
+    _beat(store, stack.a_worker(store), rows_done=0)
+    _beat(store, uuid.uuid4(), rows_done=100)
+    assert _totals(store)["cpu"].done_rows == 5
