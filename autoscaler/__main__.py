@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autoscaler import config as configuration
 from autoscaler.budget import Budgets, online_of
@@ -22,11 +23,16 @@ from autoscaler.config import Config
 from autoscaler.loop import Autoscaler, decide, facts_of
 from autoscaler.observe import Observer
 from autoscaler.providers import NONE, Provider, ProviderError, build
-from batchline import logs, settings
+from autoscaler.publish import Publisher
+from autoscaler.tables import decode
+from batchline import logs, metrics, settings
 from batchline.clock import SystemClock
 from batchline.errors import BatchlineError, SettingsError
 from batchline.store import Store, migrations, open_store
 from batchline.store.cost_contract import Standing
+
+if TYPE_CHECKING:
+    from autoscaler.cloudwatch import CloudWatch
 
 log = logging.getLogger("autoscaler")
 _CONNECTIONS = 2
@@ -39,6 +45,7 @@ def main(arguments: list[str]) -> int:
     config = configuration.load(path) if path else configuration.ADVICE
     if arguments[:1] == ["check"]:
         _checked(config)
+        _channel(config)
         print("the configuration works")
         return 0
     migrations.check(given.database_url)
@@ -47,6 +54,7 @@ def main(arguments: list[str]) -> int:
         if arguments[:1] == ["status"]:
             print(_status(store, config, as_json="--json" in arguments))
         else:
+            metrics.serve(given.metrics_port, given.metrics_host)
             _run(store, config, path, lease_s=given.leader_lease_s)
     finally:
         store.close()
@@ -57,18 +65,41 @@ def _run(store: Store, config: Config, path: Path | None, *, lease_s: float) -> 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
-    scaler = Autoscaler(store, config, _checked(config), SystemClock(), lease_s=lease_s)
+    channel = _channel(config)
+    providers, publisher = _checked(config), Publisher(channel)
+    scaler = Autoscaler(store, config, providers, SystemClock(), lease_s=lease_s, publisher=publisher)
+    if channel:
+        channel.start()
     scaler.run(stop, _reread(path, scaler) if path else lambda: None)
+    if channel:
+        channel.close()
+
+
+def _channel(config: Config) -> CloudWatch | None:
+    """CloudWatch, if the file has a table of that name, and if it works.
+
+    Raises:
+        SettingsError: it cannot work, or boto3 is not installed.
+    """
+    if config.cloudwatch is None:
+        return None
+    try:
+        from autoscaler.cloudwatch import CloudWatch, Options  # noqa: PLC0415 - boto3 is an extra
+    except ImportError as e:
+        raise SettingsError(f"cloudwatch needs {e.name}, which is not installed: pip install 'batchline[data]'") from e
+    channel = CloudWatch(decode(config.cloudwatch, Options, "cloudwatch"), stack=config.stack)
+    channel.check()
+    return channel
 
 
 def _reread(path: Path, scaler: Autoscaler) -> Callable[[], None]:
     """What reads the file again when it has changed; one that cannot be is refused, and the one before stays."""
-    seen = path.read_bytes()
+    seen = path.stat().st_mtime_ns
 
     def reread() -> None:
         nonlocal seen
         try:
-            now = path.read_bytes()
+            now = path.stat().st_mtime_ns
         except OSError:
             return
         if now == seen:
