@@ -2,13 +2,19 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
+import uuid
+from datetime import UTC, datetime, timedelta
 
 from stack import a_spec, a_worker, new_job
 
+from autoscaler.config import parse
 from autoscaler.observe import Observer
-from batchline.clock import SystemClock
+from batchline.clock import FakeClock, SystemClock
+from batchline.job import first_id_at
+from batchline.store.instance_contract import NewInstance
 
 
 def test_signals_are_queued_rows_and_live_workers_by_pool(store):
@@ -19,6 +25,63 @@ def test_signals_are_queued_rows_and_live_workers_by_pool(store):
     store.workers.drain(a_worker(store))
     seen = Observer(store, SystemClock()).look()["cpu"].signals
     assert (seen.queued_rows, seen.bulk_rows, seen.workers, seen.draining) == (7, 0, 1, 1)
+
+
+def launched(store, *names, count=None, settle=True):
+    """Instances of these names, or a launch that may still bring them."""
+    leader, launch_id = uuid.uuid5(uuid.NAMESPACE_DNS, "leader"), uuid.uuid4()
+    assert store.workers.lead("autoscaler", leader, lease_s=60.0) is not None
+    launch = store.instances.intend(leader, launch_id, pool="cpu", provider="fake", count=count or len(names), most=100)
+    if settle:
+        store.instances.settle(launch.id, [NewInstance(name, price_per_hour=0.5) for name in names])
+    return leader
+
+
+def test_every_worker_counts_once_as_live_pending_or_draining(store):
+    """Open launches and starting instances are pending until a worker lives there; a spare incarnation is no second
+    worker, one without an instance is nobody's to stop; what drains is no capacity."""
+    leader = launched(store, "starting", "serving", "leaving", "dead", "twice")
+    launched(store, "later", "later still", settle=False)
+    for name in ("serving", "leaving", "twice", "twice"):
+        a_worker(store, instance=name)
+    store.workers.bury([a_worker(store, instance="dead")])
+    store.db.run("UPDATE instances SET status = 'serving' WHERE id = 'dead'")
+    store.instances.stop(leader, "leaving", "a test")
+    a_worker(store)
+    store.instances.registered()
+    look = Observer(store, SystemClock()).look()["cpu"]
+    seen = look.signals
+    assert (seen.workers, seen.pending, seen.draining) == (3, 3, 1)
+    assert (look.unmanaged, look.managed, look.moving) == (1, 3, True)
+
+
+def test_what_arrived_only_grows_though_it_is_counted_from_later_moments(store):
+    """Hours of looks count each row once."""
+    model = store.catalogue.register_model(a_spec(pool="cpu"))
+    clock = FakeClock(datetime.now(UTC) - timedelta(hours=3))
+    observer, seen, rng = Observer(store, clock), [0.0], random.Random(1)
+    submitted = 0
+    for _ in range(40):
+        clock.advance(270.0)
+        for age_s in (250.0, 100.0, 1.0):
+            rows = rng.randrange(5)
+            if rows:
+                at = clock.now().timestamp() - age_s
+                store.jobs.submit([new_job(model, id=first_id_at(at), rows=rows)])
+                submitted += rows
+        seen.append(observer.look()["cpu"].signals.arrived_rows)
+    assert seen == sorted(seen)
+    assert seen[-1] == submitted
+
+
+def test_start_up_time_and_price_are_measured(store):
+    """Median of launch to registration of the pool's instances; what has not been measured is as configured."""
+    pool = parse("[pools.cpu]\nstart_s = 33.0", "a.toml").pools["cpu"]
+    assert Observer(store, SystemClock()).facts(pool).start_s == 33.0
+    launched(store, "a", "b", "c")
+    store.db.run("UPDATE instances SET launched_at = now() - interval '50 s', registered_at = now() WHERE id <> 'c'")
+    facts = Observer(store, SystemClock()).facts(pool)
+    assert (round(facts.start_s), facts.price_per_hour) == (50, 0.5)
 
 
 def test_status_tells_it_once(store, database_url):
