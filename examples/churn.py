@@ -12,36 +12,29 @@ outcome of three quarters is known and trains it; the others are scored.
 from __future__ import annotations
 
 import os
-import shutil
-import signal
 import sys
-import tempfile
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import psycopg2
 import psycopg2.extras
 from numpy.typing import NDArray
-from rich.console import Console
+from world import add_model, console, run_alone, tell
 
 from batchline import Client
 from batchline.client import BatchInfo
 from batchline.errors import BatchlineError
 from batchline.local import stack
 from batchline.local.plan import Addresses
-from batchline.registry import import_model
-from batchline.store import open_store
 from batchline.testing import ephemeral_postgres
 
 TOLERANCE = 1e-5
 PATIENCE_S = 120.0
 AHEAD = timedelta(seconds=3)
 """The least time from making the schedule to its first run."""
-
-console = Console(highlight=False, soft_wrap=True)
 
 
 class Customers(NamedTuple):
@@ -52,11 +45,6 @@ class Customers(NamedTuple):
     features: NDArray[np.float64]
     churned: NDArray[np.bool_]
     known: NDArray[np.bool_]
-
-
-def tell(what: str, line: str) -> None:
-    """One line of the report."""
-    console.print(f"{what:<9} {line}", markup=False)
 
 
 def customers() -> Customers:
@@ -264,11 +252,7 @@ def start(folder: Path) -> tuple[Addresses, Customers]:
     with console.status("training, starting servers …"):
         found = build(folder / "built")
         addresses = stack.up(folder, detach=True, flower=False)
-        store = open_store(addresses.database_url, connections=1)
-        try:
-            spec = import_model(folder / "models", "churn", folder / "built", store.catalogue.register_model, None)
-        finally:
-            store.close()
+        spec = add_model(folder, addresses, "churn", folder / "built", None)
     tell("data", f"{len(found.ids)} real rows of scikit-learn's breast cancer data stand in for customers,")
     unknown = int((~found.known).sum())
     tell("", f"{len(found.names)} numbers each; the outcome of {unknown} is not known yet: these are scored")
@@ -281,10 +265,7 @@ def start(folder: Path) -> tuple[Addresses, Customers]:
 def run_in(folder: Path) -> bool:
     """The whole demo with all its files in a folder."""
     with ephemeral_postgres(durable=True) as shop:
-        os.environ |= {
-            "BATCHLINE_PORT": "0", "BATCHLINE_MODELS": str(folder / "models"),
-            "BATCHLINE_DATABASES": f"shop={shop.url}", "BATCHLINE_SLICE_ROWS": "50",
-        }  # fmt: skip
+        os.environ |= {"BATCHLINE_DATABASES": f"shop={shop.url}", "BATCHLINE_SLICE_ROWS": "50"}
         try:
             addresses, found = start(folder)
             fill(shop.url, found)
@@ -294,32 +275,5 @@ def run_in(folder: Path) -> bool:
                 stack.down(folder)
 
 
-def main() -> int:
-    began = time.perf_counter()
-    folder = Path(tempfile.mkdtemp(prefix="batchline-churn-"))
-    for name in [n for n in os.environ if n.startswith("BATCHLINE_")] + ["DATABASE_URL", "REDIS_URL"]:
-        os.environ.pop(name, None)  # the demo is a world of its own
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # ONNX Runtime reports to its maker otherwise, and leaves a file behind
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
-    code = 1
-    try:
-        code = 0 if run_in(folder) else 1
-    except KeyboardInterrupt:
-        code = 130
-    except BatchlineError as e:
-        tell("failed", e.detail)
-    if code == 1:
-        tell("failed", f"stopped; the logs are in {folder / 'logs'}")
-        return code
-    shutil.rmtree(folder, ignore_errors=True)
-    tell("done", f"stopped and cleaned up, {time.perf_counter() - began:.0f} s in all")
-    return code
-
-
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_alone("churn", run_in))

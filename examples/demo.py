@@ -7,34 +7,27 @@ every result came back and is right.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import shutil
-import signal
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import digits
 import minilm
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from world import add_model, console, run_alone, tell
 
 from batchline import AsyncClient
 from batchline.client import Job
-from batchline.errors import BatchlineError
 from batchline.local import stack
 from batchline.local.plan import Addresses
-from batchline.registry import import_model
-from batchline.store import open_store
 
 SINGLES = 500
 """Digits jobs of one row."""
@@ -52,13 +45,6 @@ POLICIES: dict[str, dict[str, object]] = {
         "text": {"tokenizer": "tokenizer.json", "max_length": minilm.MAX_LENGTH},
     },
 }
-
-console = Console(highlight=False, soft_wrap=True)
-
-
-def tell(what: str, line: str) -> None:
-    """One line of the report."""
-    console.print(f"{what:<8} {line}", markup=False)
 
 
 @dataclass(frozen=True)
@@ -231,51 +217,18 @@ def start(folder: Path) -> tuple[Addresses, digits.Digits, Truth]:
         building = other.submit(build_models, folder / "built")
         addresses = stack.up(folder, detach=True)
         held_out, truth = building.result()
-    tell("up", f"PostgreSQL, Valkey, API, worker, scheduler, Flower in {time.perf_counter() - began:.1f} s")
+    tell("up", f"PostgreSQL, Valkey, API, worker, scheduler, autoscaler, Flower in {time.perf_counter() - began:.1f} s")
     tell("", f"API {' '.join(addresses.api_urls)}   Flower {addresses.flower_url}")
-    store = open_store(addresses.database_url, connections=1)
-    try:
-        for name, policy in POLICIES.items():
-            spec = import_model(
-                folder / "models", name, folder / "built" / name, store.catalogue.register_model, policy
-            )
-            tell("model", f"{spec.ref}, {spec.size_bytes / 1e6:.2f} MB, up to {spec.policy.max_batch_size} rows a pass")
-    finally:
-        store.close()
+    for name, options in POLICIES.items():
+        spec = add_model(folder, addresses, name, folder / "built" / name, options)
+        tell("model", f"{spec.ref}, {spec.size_bytes / 1e6:.2f} MB, up to {spec.policy.max_batch_size} rows a pass")
     return addresses, held_out, truth
 
 
-def main() -> int:
-    began = time.perf_counter()
-    folder = Path(tempfile.mkdtemp(prefix="batchline-demo-"))
-    for name in [n for n in os.environ if n.startswith("BATCHLINE_")] + ["DATABASE_URL", "REDIS_URL"]:
-        os.environ.pop(name, None)  # the demo is a world of its own
-    os.environ |= {"BATCHLINE_PORT": "0", "BATCHLINE_FLOWER_PORT": "0", "BATCHLINE_MODELS": str(folder / "models")}
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # ONNX Runtime reports to its maker otherwise, and leaves a file behind
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
-    code = 1
-    try:
-        addresses, held_out, truth = start(folder)
-        code = 0 if asyncio.run(score(addresses, held_out, truth)) else 1
-    except KeyboardInterrupt:
-        code = 130
-    except BatchlineError as e:
-        tell("failed", e.detail)
-    finally:
-        with console.status("stopping …"):
-            stack.down(folder)
-    if code == 1:
-        tell("failed", f"stopped; the logs are in {folder / 'logs'}")
-        return code
-    shutil.rmtree(folder, ignore_errors=True)
-    tell("done", f"stopped and cleaned up, {time.perf_counter() - began:.0f} s in all")
-    return code
-
-
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
+def run(folder: Path) -> bool:
+    addresses, held_out, truth = start(folder)
+    return asyncio.run(score(addresses, held_out, truth))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_alone("demo", run))
