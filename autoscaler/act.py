@@ -19,6 +19,7 @@ from autoscaler import reconcile
 from autoscaler.config import PoolConfig
 from autoscaler.observe import Look
 from autoscaler.providers.contract import Found, Provider, ProviderError, Trouble
+from autoscaler.publish import Publisher
 from autoscaler.signals import Decision
 from batchline import failpoints
 from batchline.clock import Clock
@@ -82,6 +83,7 @@ class Hands:
         *,
         reconcile_s: float,
         rng: random.Random | None = None,
+        publisher: Publisher | None = None,
     ) -> None:
         self._ledger = store.instances
         self._leader = leader
@@ -89,6 +91,7 @@ class Hands:
         self._provider = provider
         self._clock = clock
         self._reconcile_s = reconcile_s
+        self._publisher = publisher or Publisher()
         rng = rng or random.Random()
         self._launching, self._ending, self._listing = (Patience(clock, rng) for _ in range(3))
         self._rules = reconcile.Rules(provider.stale_s, config.start_limit_s)
@@ -180,6 +183,7 @@ class Hands:
             return
         failpoints.hit("autoscaler.after_launch")
         self._ledger.settle(launch.id, brought)
+        self._publisher.launched(pool, self._provider.name, len(brought))
         failpoints.hit("autoscaler.after_settle")
         found = [i.id for i in brought]
         log.info("launched", extra={"pool": pool, "launch": str(launch.id), "wanted": launch.count, "instances": found})
@@ -266,12 +270,14 @@ class Hands:
         try:
             answer = work()
         except ProviderError as e:
+            self._publisher.failed(**about, trouble=e.trouble)
             wait_s = patience.failed(e.trouble)
             level = logging.ERROR if e.trouble is Trouble.REFUSED else logging.WARNING
             told = {"trouble": e.trouble.value, "error": e.detail, "wait_s": round(wait_s, 1)}
             log.log(level, "provider said no", extra=about | told)
             raise
         except Exception as e:
+            self._publisher.failed(**about, trouble=Trouble.UNKNOWN)
             patience.failed(Trouble.UNKNOWN)
             log.exception("provider failed", extra=about)
             raise ProviderError(Trouble.UNKNOWN, f"{type(e).__name__}: {e}") from e

@@ -7,7 +7,7 @@ import math
 import threading
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 
 from autoscaler.act import LAUNCH_KEPT_S, Hands
@@ -16,6 +16,7 @@ from autoscaler.config import Config, PoolConfig, advised
 from autoscaler.guards import guard
 from autoscaler.observe import Look, Observer
 from autoscaler.providers.contract import Provider
+from autoscaler.publish import Publisher, kept
 from autoscaler.signals import Decision, Signals
 from batchline.clock import Clock
 from batchline.errors import BatchlineError
@@ -29,8 +30,6 @@ log = logging.getLogger("autoscaler")
 _TELL_S = 60.0
 """A decision that stays the same is kept and logged this often."""
 _WATCH_S = 60.0
-_KEPT = ("queued_rows", "bulk_rows", "running_rows", "oldest_age_s", "arrived_rows", "done_rows")
-_KEPT_TOO = ("workers", "pending", "draining", "rows_per_s")
 
 
 class Autoscaler:
@@ -41,7 +40,14 @@ class Autoscaler:
     """
 
     def __init__(
-        self, store: Store, config: Config, providers: Mapping[str, Provider], clock: Clock, *, lease_s: float
+        self,
+        store: Store,
+        config: Config,
+        providers: Mapping[str, Provider],
+        clock: Clock,
+        *,
+        lease_s: float,
+        publisher: Publisher | None = None,
     ) -> None:
         """Args:
         store: a migrated one.
@@ -49,6 +55,7 @@ class Autoscaler:
         providers: by pool; pools without one are advised only.
         clock: wall time for schedules, monotonic time for waits.
         lease_s: of the leader; at least some ticks.
+        publisher: is told of what is seen, wanted and done.
         """
         self._store = store
         self._config = config
@@ -64,6 +71,7 @@ class Autoscaler:
         self._said: bool | None = None
         self._stop = threading.Event()
         self._keep_until: dict[str, float] = {}
+        self._publisher = publisher or Publisher()
         self._hands: dict[str, Hands] = {}
         self.configure(config, providers)
 
@@ -71,7 +79,15 @@ class Autoscaler:
         """Go on by another configuration; what has been seen is kept."""
         self._config = config
         self._hands = {
-            pool: Hands(self._store, self._id, config.pools[pool], one, self._clock, reconcile_s=config.reconcile_s)
+            pool: Hands(
+                self._store,
+                self._id,
+                config.pools[pool],
+                one,
+                self._clock,
+                reconcile_s=config.reconcile_s,
+                publisher=self._publisher,
+            )
             for pool, one in providers.items()
         }
 
@@ -117,11 +133,12 @@ class Autoscaler:
 
     def _lead(self) -> None:
         try:
-            held_s = self._store.workers.lead(LEASE, self._id, lease_s=self._lease_s)
+            self._leads = self._store.workers.lead(LEASE, self._id, lease_s=self._lease_s) is not None
         except BatchlineError:
             self._leads = False
             raise
-        self._leads = held_s is not None
+        finally:
+            self._publisher.leads(self._leads)
         if self._leads != self._said:
             log.info("leading" if self._leads else "looking on: another leads")
             self._said = self._leads
@@ -177,7 +194,8 @@ class Autoscaler:
                 self._store.instances.settle(launch.id, [], error="its pool has no provider any more")
 
     def _tell(self, config: PoolConfig, look: Look, decision: Decision) -> None:
-        """Log and keep a decision when it changes, and now and then."""
+        """Publish a decision; log and keep it when it changes, and now and then."""
+        self._publisher.looked(config.pool, look.signals, decision, leads=self._leads)
         now = self._clock.monotonic()
         desired, told_at = self._told.get(config.pool, (-1, -math.inf))
         if desired == decision.desired and now - told_at < _TELL_S:
@@ -185,8 +203,7 @@ class Autoscaler:
         self._told[config.pool] = (decision.desired, now)
         log.info("decision" if config.pool in self._hands else "advice", extra=facts_of(config.pool, look, decision))
         if self._leads:
-            seen = asdict(look.signals)
-            signals = {name: float(seen[name]) for name in (*_KEPT, *_KEPT_TOO)}
+            signals = kept(look.signals, config.limits)
             self._store.instances.decided(
                 Scaling(self._clock.now(), config.pool, decision.desired, decision.reason, signals)
             )

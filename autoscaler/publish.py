@@ -56,7 +56,7 @@ class Publisher:
     def launched(self, pool: str, provider: str, instances: int) -> None:
         metrics.LAUNCHED.labels(pool, provider).inc(instances)
 
-    def failed(self, pool: str, provider: str, call: str, trouble: str) -> None:
+    def failed(self, *, pool: str, provider: str, call: str, trouble: str) -> None:
         """A provider said no; `trouble` is why."""
         metrics.PROVIDER_ERRORS.labels(pool, provider, call, trouble).inc()
 

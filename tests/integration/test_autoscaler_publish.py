@@ -64,7 +64,7 @@ def test_metrics_say_what_is_seen_wanted_and_done() -> None:
     counts = {change: value("decisions_total", pool="m1", change=change) for change in ("up", "down", "same")}
     assert counts == {"up": 1, "down": 1, "same": 1}
     publisher.launched("m1", "local", 3)
-    publisher.failed("m1", "local", "launch", "capacity")
+    publisher.failed(pool="m1", provider="local", call="launch", trouble="capacity")
     assert value("launched_total", pool="m1", provider="local") == 3
     assert value("provider_errors_total", pool="m1", provider="local", call="launch", trouble="capacity") == 1
 
