@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 COMPOSE ?= docker compose
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-nightly test up down check lint format types imports bench bench-batches chaos test-compose clean
+.PHONY: help install demo demo-nightly burst test up down check lint format types imports bench bench-batches chaos test-compose clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -22,6 +22,9 @@ demo: install  ## The whole system on this machine: real models, real rows, resu
 
 demo-nightly: install  ## A schedule scores a Postgres table into a table of scores; checked; stops by itself
 	@$(BIN)/python examples/churn.py
+
+burst: install  ## 20,000 jobs out of idleness: workers come and go; checked, drawn into docs/; stops by itself
+	@$(BIN)/python examples/burst.py docs/autoscaler-burst.png
 
 test: install  ## Every test but chaos, a process for each core; starts and stops its own Postgres and Valkey
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 25

@@ -24,7 +24,7 @@ from batchline.client import Client
 sys.path.insert(0, "examples")
 import digits
 
-SERVICES = ("postgres", "redis", "api", "worker", "scheduler", "flower")
+SERVICES = ("postgres", "redis", "api", "worker", "scheduler", "autoscaler", "flower")
 HEALTHY_S = 180.0
 DOCTOR_S = 30.0
 JOB_S = 60.0
