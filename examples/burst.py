@@ -90,8 +90,10 @@ class Watch:
         """Wait until `met` says yes to what was seen; returns when."""
         deadline = time.monotonic() + PATIENCE_S
         while not (self.seen.at and met(self.seen)):
-            if time.monotonic() > deadline or not self._thread.is_alive():
-                raise BatchlineError(f"{what}: not within {PATIENCE_S:g} s.")
+            if not self._thread.is_alive():
+                raise BatchlineError(f"waiting for: {what}; the system has ended.")
+            if time.monotonic() > deadline:
+                raise BatchlineError(f"waiting for: {what}; not within {PATIENCE_S:g} s.")
             time.sleep(SAMPLE_S / 2)
         return self.seen.at[-1]
 
