@@ -20,6 +20,7 @@ from api.backlog import Backlog
 from api.batches import data_routes
 from api.catalogue import Models
 from api.commits import Commits
+from api.costs import CostRoutes
 from api.front import Front
 from api.jobs import JobRoutes
 from api.ops import Health, OpsRoutes
@@ -103,6 +104,7 @@ def build(settings: Settings, store: Store, nudger: Nudger, hints: Finished, clo
             *data_routes(services, clock),
             *OpsRoutes(services, health).handlers(),
             *ScalingRoutes(services).handlers(),
+            *CostRoutes(services, clock).handlers(),
             *openapi.handlers(settings.max_rows),
         ],
         exception_handlers={Exception: handle},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import msgspec
@@ -33,19 +35,19 @@ DATA_SET_ENDPOINT = "/v1/jobs"
 """What a data set shows as its endpoint: OpenAI's clients want one, and rows are what jobs take."""
 
 
-def batch_json(view: BatchView) -> bytes:
+def batch_json(view: BatchView, cost: float | None) -> bytes:
     """One batch as JSON."""
-    return msgspec.json.encode(batch_body(view))
+    return msgspec.json.encode(batch_body(view, cost))
 
 
-def batch_list_json(views: list[BatchView], *, has_more: bool) -> bytes:
-    """One page of batches as JSON."""
-    data = [batch_body(view) for view in views]
+def batch_list_json(views: Sequence[BatchView], costs: Mapping[uuid.UUID, float], *, has_more: bool) -> bytes:
+    """One page of batches as JSON; `costs` are those of batches that have one."""
+    data = [batch_body(view, costs.get(view.id)) for view in views]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     return msgspec.json.encode(BatchList(data, first, last, has_more))
 
 
-def batch_body(view: BatchView) -> BatchBody:
+def batch_body(view: BatchView, cost: float | None) -> BatchBody:
     """One batch in the words of the contract."""
     counts = view.counts
     data_set, requests = _body_of(view)
@@ -91,6 +93,7 @@ def batch_body(view: BatchView) -> BatchBody:
         parent_id=show_batch_id(view.parent_id) if view.parent_id else None,
         schedule_id=show_schedule_id(view.schedule_id) if view.schedule_id else None,
         fire_at=_at(view.fire_at),
+        cost=cost,
     )
 
 

@@ -133,7 +133,7 @@ class BatchRoutes:
 
     async def read(self, request: AnyRequest) -> ASGIResponse:
         view = await self._view(request, "read")
-        return answer(200, batch_json(view))
+        return await self._told(view)
 
     async def list(self, request: AnyRequest) -> ASGIResponse:
         principal = await self._s.keys.check(headers_of(request.scope), "read")
@@ -144,7 +144,9 @@ class BatchRoutes:
         except NotFoundError:
             raise refused("after", "must be the id of a batch") from None
         views = await self._s.ask(lambda: self._s.store.batches.list(principal.tenant_id, after=after, limit=limit + 1))
-        return answer(200, batch_list_json(views[:limit], has_more=len(views) > limit))
+        page, more = views[:limit], len(views) > limit
+        costs = await self._s.ask(lambda: self._s.store.costs.of_batches([view.id for view in page]))
+        return answer(200, batch_list_json(page, costs, has_more=more))
 
     async def cancel(self, request: AnyRequest) -> ASGIResponse:
         view = await self._view(request, "submit")
@@ -152,19 +154,19 @@ class BatchRoutes:
         view = await self._again(view)
         if view.cancelling_at is None and view.cancelled_at is None:
             raise _too_late("cancel", view)
-        return answer(200, batch_json(view))
+        return await self._told(view)
 
     async def pause(self, request: AnyRequest) -> ASGIResponse:
         view = await self._view(request, "submit")
         if not await self._s.ask(lambda: self._s.store.batches.pause(view.tenant_id, view.id)):
             raise _too_late("pause", await self._again(view))
-        return answer(200, batch_json(await self._again(view)))
+        return await self._told(await self._again(view))
 
     async def resume(self, request: AnyRequest) -> ASGIResponse:
         view = await self._view(request, "submit")
         if not await self._s.ask(lambda: self._s.store.batches.resume(view.tenant_id, view.id)):
             raise _too_late("resume", await self._again(view))
-        return answer(200, batch_json(await self._again(view)))
+        return await self._told(await self._again(view))
 
     async def retry(self, request: AnyRequest) -> ASGIResponse:
         s = self._s
@@ -221,6 +223,10 @@ class BatchRoutes:
             raise _unknown(text)
         return view
 
+    async def _told(self, view: BatchView) -> ASGIResponse:
+        costs = await self._s.ask(lambda: self._s.store.costs.of_batches([view.id]))
+        return answer(200, batch_json(view, costs.get(view.id)))
+
     async def _again(self, view: BatchView) -> BatchView:
         return await self._s.ask(lambda: self._s.store.batches.read(view.id)) or view
 
@@ -228,7 +234,7 @@ class BatchRoutes:
         view = await self._s.ask(lambda: self._s.store.batches.read(batch_id))
         if view is None or view.tenant_id != tenant_id:
             raise ResultExpiredError("This Idempotency-Key belongs to something that is no batch, or has been deleted.")
-        return answer(200, batch_json(view))
+        return await self._told(view)
 
 
 def _check_kept_here(view: BatchView) -> None:

@@ -16,6 +16,7 @@ from litestar.response.base import ASGIResponse
 
 from api import examples, examples_data, openai
 from api.http import answer
+from api.openapi_costs import COST_OPERATIONS
 from api.openapi_data import BATCH_ID, DATA_OPERATIONS, DATA_SHAPES, refine
 from api.openapi_schedules import SCHEDULE_OPERATIONS, SCHEDULE_SHAPES, refine_schedules
 from api.operations import KEY, OBJECT, REF, Json, Operation, content, parameter, ref
@@ -112,6 +113,7 @@ OPERATIONS = (
     ),
     *DATA_OPERATIONS,
     *SCHEDULE_OPERATIONS,
+    *COST_OPERATIONS,
     Operation("get", "/v1/models", "list_models", "List models", {200: content(OBJECT)}, (503,), scope="read"),
     Operation(
         "get", "/v1/models/{model}", "get_model", "Read a model: versions, signature, policy",

@@ -249,8 +249,8 @@ class BatchBody(msgspec.Struct):
     fire_at: int | None
     usage: None = None
     """OpenAI's count of tokens: there are none."""
-    cost: None = None
-    """Reserved: costs are not measured yet."""
+    cost: float | None = None
+    """What its slices cost so far, in the currency of the prices; None where nothing has a price."""
     object: str = "batch"
 
 

@@ -12,7 +12,20 @@ from typing import Annotated
 
 import typer
 
-from batchline.cli import autoscaler, batch, doctor, init, jobs, keys, models, operate, processes, schedules, stack
+from batchline.cli import (
+    autoscaler,
+    batch,
+    costs,
+    doctor,
+    init,
+    jobs,
+    keys,
+    models,
+    operate,
+    processes,
+    schedules,
+    stack,
+)
 from batchline.cli.output import group, tell, tell_error
 from batchline.errors import BatchlineError
 
@@ -39,7 +52,7 @@ def _options(*, version: _Version = False) -> None: ...
 for _command in (
     *(stack.up, stack.down, stack.status, doctor.doctor),
     *(jobs.submit, jobs.wait, jobs.jobs, jobs.cancel),
-    *(operate.workers, init.migrate),
+    *(operate.workers, costs.costs, init.migrate),
     *(processes.api, processes.worker, processes.scheduler),
 ):
     app.command()(_command)

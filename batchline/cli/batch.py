@@ -189,6 +189,8 @@ def _tell(info: BatchInfo, *, as_json: bool) -> None:
     tell(f"  rows: {rows.total:,}{f' ({counts})' if counts else ''}")
     if rate(info) and not info.is_finished:
         tell(f"  speed: {rate(info)}")
+    if info.cost is not None:
+        tell(f"  cost: {info.cost:.4g}")
     for fault in info.faults:
         line = f"line {fault.line}: " if fault.line is not None else ""
         tell(f"  {fault.code}: {line}{fault.message}")

@@ -52,6 +52,8 @@ class BatchInfo(msgspec.Struct, frozen=True):
     input_file_id: str | None = None
     output_file_id: str | None = None
     error_file_id: str | None = None
+    cost: float | None = None
+    """In the currency of the operator's prices; None where nothing has a price."""
 
     @property
     def is_finished(self) -> bool:
