@@ -76,8 +76,9 @@ class Autoscaler:
         self.configure(config, providers)
 
     def configure(self, config: Config, providers: Mapping[str, Provider]) -> None:
-        """Go on by another configuration; what has been seen is kept."""
+        """Go on by another configuration; what has been seen is kept, and what is decided from now on is told."""
         self._config = config
+        self._told = {}
         self._hands = {
             pool: Hands(
                 self._store,
