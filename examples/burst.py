@@ -112,22 +112,18 @@ class Watch:
             self._stop.wait(SAMPLE_S)
 
 
-def build(folder: Path, row_ms: float = ROW_MS) -> digits.Digits:
-    """The digits model with a weight: its net, and beside it a wheel that turns until a row costs `row_ms` of a core.
+def weigh(path: Path, rows: NDArray[np.float32], row_ms: float) -> None:
+    """Give the digits model a weight: beside its net a wheel that turns until one of `rows` costs `row_ms` of a core.
 
-    Takes "pixels" FP32 [N, 64], gives "label" INT64 [N] as the digits model does, and "wheel" FP32 [N].
+    It still takes "pixels" FP32 [N, 64] and gives "label" INT64 [N], and "wheel" FP32 [N] with it.
     """
     import onnx
 
-    held_out = digits.build(folder)
-    path = folder / "model.onnx"
-    turns, model = 4, onnx.load(path)
-    rows = held_out.rows[:64]
+    net, turns = onnx.load(path), 4
     for _ in range(3):
-        path.write_bytes(_with_wheel(model, turns))
+        path.write_bytes(_with_wheel(net, turns))
         turns = max(1, round(turns * row_ms / _row_ms(path, rows)))
-    path.write_bytes(_with_wheel(model, turns))
-    return held_out
+    path.write_bytes(_with_wheel(net, turns))
 
 
 def _with_wheel(net: Any, turns: int) -> bytes:
@@ -270,7 +266,8 @@ def burst(addresses: Addresses, rows: Sequence[list[float]], watch: Watch) -> tu
 def run(folder: Path, picture: Path) -> bool:
     """The whole example with all its files in a folder, but for the picture."""
     with console.status("weighing the model, starting servers …"):
-        held_out = build(folder / "built")
+        held_out = digits.build(folder / "built")
+        weigh(folder / "built" / "model.onnx", held_out.rows[:64], ROW_MS)
         addresses = stack.up(folder, detach=True, flower=False)
         options = {"policy": {"max_batch_size": 32}}
         spec = add_model(folder, addresses, "burst", folder / "built", options)

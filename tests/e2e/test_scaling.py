@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import burst
+import numpy as np
 import pytest
 from stack import query
 from system import until
@@ -35,7 +37,7 @@ JOBS, ROW_MS = 800, 8.0
 
 
 @pytest.fixture
-def addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Addresses]:
+def addresses(tmp_path: Path, digits_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Addresses]:
     """The embedded system with the model, in tmp_path/stack; each end of a job is counted."""
     for name in ("DATABASE_URL", "REDIS_URL"):
         monkeypatch.delenv(name, raising=False)
@@ -50,8 +52,9 @@ def addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Addre
     folder = tmp_path / "stack"
     try:
         addresses = stack.up(folder, detach=True, flower=False)
-        burst.build(tmp_path / "built", ROW_MS)
-        add_model(folder, addresses, "burst", tmp_path / "built", {"policy": {"max_batch_size": 16}})
+        model = Path(shutil.copy(digits_model / "model.onnx", tmp_path))
+        burst.weigh(model, np.ones((32, 64), np.float32), ROW_MS)
+        add_model(folder, addresses, "burst", model, {"policy": {"max_batch_size": 16}})
         query(addresses.database_url, burst.COUNT_ENDS)
         yield addresses
     finally:
