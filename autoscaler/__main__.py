@@ -33,6 +33,7 @@ from batchline.store.cost_contract import Standing
 
 if TYPE_CHECKING:
     from autoscaler.cloudwatch import CloudWatch
+    from autoscaler.interruptions import Interruptions
 
 log = logging.getLogger("autoscaler")
 _CONNECTIONS = 2
@@ -46,6 +47,7 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["check"]:
         _checked(config)
         _channel(config)
+        _listener(config, None)
         print("the configuration works")
         return 0
     migrations.check(given.database_url)
@@ -68,11 +70,12 @@ def _run(store: Store, config: Config, path: Path | None, *, lease_s: float) -> 
     channel = _channel(config)
     providers, publisher = _checked(config), Publisher(channel)
     scaler = Autoscaler(store, config, providers, SystemClock(), lease_s=lease_s, publisher=publisher)
-    if channel:
-        channel.start()
+    threads = [thread for thread in (channel, _listener(config, scaler)) if thread is not None]
+    for thread in threads:
+        thread.start()
     scaler.run(stop, _reread(path, scaler) if path else lambda: None)
-    if channel:
-        channel.close()
+    for thread in threads:
+        thread.close()
 
 
 def _channel(config: Config) -> CloudWatch | None:
@@ -90,6 +93,29 @@ def _channel(config: Config) -> CloudWatch | None:
     channel = CloudWatch(decode(config.cloudwatch, Options, "cloudwatch"), stack=config.stack)
     channel.check()
     return channel
+
+
+def _listener(config: Config, scaler: Autoscaler | None) -> Interruptions | None:
+    """Who hears of spot interruptions, if the file names their queue, and if it works.
+
+    Raises:
+        SettingsError: it cannot work, or boto3 is not installed.
+    """
+    if config.interruptions is None:
+        return None
+    try:
+        from autoscaler.interruptions import Interruptions, Options  # noqa: PLC0415 - boto3 is an extra
+    except ImportError as e:
+        told = f"interruptions needs {e.name}, which is not installed: pip install 'batchline[data]'"
+        raise SettingsError(told) from e
+    options = decode(config.interruptions, Options, "interruptions")
+    listener = Interruptions(
+        options,
+        leads=lambda: scaler is not None and scaler.leads,
+        obey=lambda instance, reason: scaler.interrupted(instance, reason) if scaler else None,
+    )
+    listener.check()
+    return listener
 
 
 def _reread(path: Path, scaler: Autoscaler) -> Callable[[], None]:

@@ -69,6 +69,7 @@ class Config:
         every_s: a tick.
         reconcile_s: how often ledger and provider are compared when nothing is on its way.
         cloudwatch: the table of that name, decoded when it is used; None without one.
+        interruptions: the same.
     """
 
     pools: Mapping[str, PoolConfig]
@@ -76,6 +77,7 @@ class Config:
     every_s: float
     reconcile_s: float
     cloudwatch: Mapping[str, object] | None = None
+    interruptions: Mapping[str, object] | None = None
 
 
 class _Pool(msgspec.Struct, frozen=True):
@@ -103,6 +105,7 @@ class _File(msgspec.Struct, frozen=True):
     every_s: float = 5.0
     reconcile_s: float = 60.0
     cloudwatch: dict[str, object] | None = None
+    interruptions: dict[str, object] | None = None
 
 
 ADVICE = Config({}, _File().stack, _File().every_s, _File().reconcile_s)
@@ -150,7 +153,7 @@ def parse(text: str, source: str) -> Config:
             faults += e.detail.split("\n")
     if faults:
         raise SettingsError("\n".join(f"{source}: {fault}" for fault in faults))
-    return Config(pools, file.stack, file.every_s, file.reconcile_s, file.cloudwatch)
+    return Config(pools, file.stack, file.every_s, file.reconcile_s, file.cloudwatch, file.interruptions)
 
 
 def _of_file(file: _File) -> Iterator[str]:

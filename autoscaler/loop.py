@@ -123,6 +123,27 @@ class Autoscaler:
         except Exception:
             log.exception("tick failed")
 
+    @property
+    def id(self) -> uuid.UUID:
+        """As the holder of the lease."""
+        return self._id
+
+    @property
+    def leads(self) -> bool:
+        """Whether it held the lease at the last tick."""
+        return self._leads
+
+    def interrupted(self, instance_id: str, reason: str) -> None:
+        """An instance is about to be taken away: its workers claim nothing more and leave, whoever launched it.
+
+        Raises:
+            StoreUnavailableError: say it again.
+        """
+        self._store.instances.stop(self._id, instance_id, reason)
+        for worker in self._store.workers.list():
+            if worker.instance == instance_id and not worker.draining:
+                self._store.workers.drain(worker.id)
+
     def close(self) -> None:
         """Let go of the lease, so that another leads at once."""
         if not self._leads:

@@ -1,0 +1,153 @@
+"""Spot interruptions that EventBridge puts into an SQS queue: for workers that cannot ask their metadata service.
+
+A rule for `EC2 Spot Instance Interruption Warning` of source `aws.ec2` with the queue as its target; a queue for each
+installation, since who takes a message away keeps it from others. The leader alone listens. Everything about an event
+may happen twice: a message is removed only when the ledger knows.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import msgspec
+
+from autoscaler.providers.aws import FAULTS, Aws, provider_error
+from autoscaler.providers.contract import ProviderError, Trouble
+from batchline.errors import BatchlineError, SettingsError
+
+log = logging.getLogger("autoscaler")
+
+WARNING = "EC2 Spot Instance Interruption Warning"
+_AT_ONCE = 10
+_LISTEN_S = 5
+"""One long poll; SQS answers at once when there is a message."""
+_AGAIN_S = 10
+"""A message that could not be obeyed comes back after that; an interruption leaves two minutes."""
+_PAUSE_S = 5.0
+_JOIN_S = 1.0
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The table [interruptions]."""
+
+    queue_url: Annotated[str, msgspec.Meta(min_length=1)]
+    region: str = ""
+    """Empty: AWS_REGION or the profile's."""
+    endpoint_url: str = ""
+
+
+class _Detail(msgspec.Struct, rename="kebab"):
+    instance_id: str = ""
+    instance_action: str = "interruption"
+
+
+class _Event(msgspec.Struct, rename="kebab"):
+    detail_type: str = ""
+    detail: _Detail = msgspec.field(default_factory=_Detail)
+
+
+class Interruptions:
+    """Listens in a thread of its own and tells of each instance that is about to be taken away."""
+
+    def __init__(self, options: Options, *, leads: Callable[[], bool], obey: Callable[[str, str], None]) -> None:
+        """Nothing is asked before `start`.
+
+        Args:
+            options: which queue.
+            leads: whether this process is to listen now.
+            obey: called with an instance and a reason, at least once for each event; what it raises, it is asked again.
+        """
+        self._options = options
+        self._leads = leads
+        self._obey = obey
+        self._sqs: Any = None
+        self._aws = Aws(options.region, options.endpoint_url)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="interruptions", daemon=True)
+
+    def check(self) -> None:
+        """Ask for the queue.
+
+        Raises:
+            SettingsError: no region, no credentials, no such queue, or not allowed.
+        """
+        try:
+            self._aws.check()
+        except SettingsError as e:
+            raise SettingsError(f"interruptions: {e.detail}") from e
+        try:
+            self._call("get_queue_attributes", "look at the queue of interruptions", AttributeNames=["QueueArn"])
+        except ProviderError as e:
+            if e.trouble is Trouble.REFUSED:
+                raise SettingsError(
+                    f"interruptions: {e.detail} Its role needs sqs:ReceiveMessage, sqs:DeleteMessage and"
+                    " sqs:GetQueueAttributes on it."
+                ) from e
+            log.warning("queue of interruptions not checked", extra={"error": e.detail})
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Listen no more; a poll under way ends by itself."""
+        self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=_JOIN_S)
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            try:
+                if self._leads():
+                    self.listen()
+                    continue
+            except BatchlineError as e:
+                log.warning("interruptions not heard", extra={"error": e.detail})
+            except Exception:
+                log.exception("interruptions not heard")
+            self._closed.wait(_PAUSE_S)
+
+    def listen(self, seconds: int = _LISTEN_S) -> int:
+        """Take what the queue has, waiting so long for the first; returns how many interruptions were obeyed.
+
+        Raises:
+            ProviderError: the queue cannot be asked.
+            StoreUnavailableError: what could not be written down comes again.
+        """
+        got = self._call(
+            "receive_message",
+            "listen to the queue of interruptions",
+            MaxNumberOfMessages=_AT_ONCE,
+            WaitTimeSeconds=seconds,
+            VisibilityTimeout=_AGAIN_S,
+        )
+        messages = got.get("Messages", [])
+        return sum(self._take(message) for message in messages)
+
+    def _take(self, message: dict[str, Any]) -> bool:
+        event = _read(str(message.get("Body", "")))
+        is_warning = event.detail_type == WARNING and bool(event.detail.instance_id)
+        if is_warning:
+            about = {"instance": event.detail.instance_id, "action": event.detail.instance_action}
+            log.warning("spot interruption", extra=about)
+            self._obey(event.detail.instance_id, f"spot {event.detail.instance_action}")
+        else:
+            log.info("message is no interruption; removed", extra={"detail_type": event.detail_type})
+        self._call("delete_message", "remove an interruption", ReceiptHandle=message["ReceiptHandle"])
+        return is_warning
+
+    def _call(self, name: str, doing: str, **arguments: Any) -> dict[str, Any]:
+        try:
+            self._sqs = self._sqs or self._aws.ask("sqs")
+            return getattr(self._sqs, name)(QueueUrl=self._options.queue_url, **arguments)
+        except FAULTS as e:
+            raise provider_error(e, doing) from e
+
+
+def _read(body: str) -> _Event:
+    try:
+        return msgspec.json.decode(body, type=_Event)
+    except (msgspec.MsgspecError, UnicodeError):
+        return _Event()
