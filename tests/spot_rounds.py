@@ -127,7 +127,7 @@ class Rounds:
         assert worker.process
         pid = worker.process.pid
         share = self._random.uniform(0.2, 0.7)
-        until(lambda: self._within(pid, share), worker, 60)
+        until(lambda: self._within(pid, share), worker, 90)
         at = time.time()
         within_s = ENOUGH_S if enough else TOO_SHORT_S
         imds.notice(within_s)
@@ -138,6 +138,7 @@ class Rounds:
         self.rounds.append(Round(pid, at, enough, code))
 
     def _within(self, pid: int, share: float) -> bool:
+        self.chores()
         told = self.told(pid)
         return bool(told) and (told[-1].first % SLICE_ROWS) / SLICE_ROWS > share
 

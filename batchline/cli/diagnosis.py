@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from batchline.cli.installation import Finding
 from batchline.cli.output import counted, seconds
 
 if TYPE_CHECKING:
+    from batchline.model import ModelSpec
     from batchline.store.contract import WorkerView
     from batchline.store.health import ModelHealth
 
@@ -19,12 +20,19 @@ _PROBES = 3
 _LOGS = "(`.batchline/logs`, or wherever the worker writes)"
 
 
-def models(entries: Sequence[ModelHealth], repository: Path) -> Iterator[Finding]:
-    """Catalogue and repository, each entry that cannot be served."""
+def nowhere(_: ModelSpec) -> bool:
+    """The blob store has nothing."""
+    return False
+
+
+def models(
+    entries: Sequence[ModelHealth], repository: Path, fetchable: Callable[[ModelSpec], bool] = nowhere
+) -> Iterator[Finding]:
+    """Catalogue and repository, each entry that cannot be served; `fetchable`: the blob store has its files."""
     here = _is_here(entries, repository)
     wrong = [_unreadable(entry) for entry in entries if entry.spec is None]
     if here:
-        wrong += _unloadable(entries, repository)
+        wrong += _unloadable(entries, repository, fetchable)
         wrong += _strangers({entry.ref for entry in entries}, repository)
     yield from wrong
     if not wrong:
@@ -46,12 +54,22 @@ def _is_here(entries: Sequence[ModelHealth], repository: Path) -> bool:
     return any((repository / e.ref.replace("@", "/")).is_dir() for e in entries)
 
 
-def _unloadable(entries: Sequence[ModelHealth], repository: Path) -> Iterator[Finding]:
+def _unloadable(
+    entries: Sequence[ModelHealth], repository: Path, fetchable: Callable[[ModelSpec], bool]
+) -> Iterator[Finding]:
+    for entry in entries:
+        if entry.spec and (fault := _fault_of(entry.spec, repository, fetchable, hashed=False)):
+            yield Finding("models", False, f"{entry.ref} cannot be loaded: {fault}", _RESTORE)
+
+
+def _fault_of(spec: ModelSpec, repository: Path, fetchable: Callable[[ModelSpec], bool], *, hashed: bool) -> str | None:
+    """What keeps a worker from loading a version; one whose files are not in the repository is fetched."""
     from batchline import registry
 
-    for entry in entries:
-        if entry.spec and (fault := registry.fault_of(repository, entry.spec, hashed=False)):
-            yield Finding("models", False, f"{entry.ref} cannot be loaded: {fault}", _RESTORE)
+    folder = repository / spec.name / spec.version
+    if any(not (folder / name).exists() for name in spec.files) and fetchable(spec):
+        return None
+    return registry.fault_of(repository, spec, hashed=hashed)
 
 
 _RESTORE = "Put the file back as it was, or import the model again as a new version."
@@ -84,27 +102,35 @@ def _strangers(known: set[str], repository: Path) -> Iterator[Finding]:
         yield Finding("models", False, problem, advice)
 
 
-def queue(entries: Sequence[ModelHealth], workers: Sequence[WorkerView], repository: Path) -> Iterator[Finding]:
+def queue(
+    entries: Sequence[ModelHealth],
+    workers: Sequence[WorkerView],
+    repository: Path,
+    fetchable: Callable[[ModelSpec], bool] = nowhere,
+) -> Iterator[Finding]:
     """Old work, by model: no worker of its pool, a model that cannot be loaded, or too few workers."""
     for entry in entries:
         if entry.queued_jobs and entry.oldest_queued_s > OLD_S:
             detail = f"{entry.ref}: {waiting(entry.queued_jobs, entry.oldest_queued_s)}"
-            yield Finding("queue", False, detail, _why(entry, workers, repository))
+            yield Finding("queue", False, detail, _why(entry, workers, repository, fetchable))
 
 
 def waiting(jobs: int, oldest_s: float) -> str:
     return f"{counted(jobs, 'job')}, the oldest waits for {seconds(oldest_s)}"
 
 
-def _why(entry: ModelHealth, workers: Sequence[WorkerView], repository: Path) -> str:
-    from batchline import registry
-
+def _why(
+    entry: ModelHealth,
+    workers: Sequence[WorkerView],
+    repository: Path,
+    fetchable: Callable[[ModelSpec], bool],
+) -> str:
     if entry.spec is None:
         return "Its catalogue entry cannot be read; see `models`."
     serving = [w for w in workers if w.live and not w.draining and w.pool == entry.pool]
     if not serving:
         return no_worker_of(entry.pool)
-    if _is_here([entry], repository) and (fault := registry.fault_of(repository, entry.spec, hashed=True)):
+    if _is_here([entry], repository) and (fault := _fault_of(entry.spec, repository, fetchable, hashed=True)):
         return f"Workers cannot load it: {fault} {_RESTORE}"
     loaded = [w for w in serving if entry.ref in w.models.split()]
     if not loaded:

@@ -17,6 +17,7 @@ from batchline.cli.places import FOLDER, Folder, embedded, load_settings, open_c
 from batchline.errors import BatchlineError, ForbiddenError, UnauthorizedError
 
 if TYPE_CHECKING:
+    from batchline.model import ModelSpec
     from batchline.settings import Settings
     from batchline.store import Store
     from batchline.store.health import Health
@@ -140,14 +141,26 @@ def database(settings: Settings) -> Iterator[Finding]:
         yield from workers(store, health)
         yield leader(has_leader=health.has_leader)
         entries = read_models(store.db)
-        yield from diagnosis.models(entries, settings.models)
+        yield from diagnosis.models(entries, settings.models, lambda spec: _fetchable(settings, spec))
         yield from queue(
             health.queued_jobs,
             health.oldest_queued_s,
-            diagnosis.queue(entries, store.workers.list(), settings.models),
+            diagnosis.queue(entries, store.workers.list(), settings.models, lambda spec: _fetchable(settings, spec)),
         )
     finally:
         store.close()
+
+
+def _fetchable(settings: Settings, spec: ModelSpec) -> bool:
+    """Whether the blob store has the files of a version, as far as can be told from here."""
+    from batchline.data import places_of
+    from batchline.data.blobs import Blobs
+    from batchline.data.model_blobs import ModelBlobs
+
+    try:
+        return ModelBlobs(Blobs(places_of(settings))).has(spec)
+    except BatchlineError:
+        return False
 
 
 def clock(theirs: datetime, before: datetime, after: datetime) -> Finding:

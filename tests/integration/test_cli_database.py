@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -144,15 +145,19 @@ def told(run: Run, part: str) -> list[str]:
 def test_doctor_sees_models_that_cannot_be_served(
     run: Run, on_database: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Broken catalogue entries, files that are missing or changed, folders that no worker can take up."""
+    """Broken catalogue entries, files that are changed, or missing here and in the blob store, useless folders."""
     monkeypatch.setattr("batchline.cli.doctor._ASK_S", 0.2)
     monkeypatch.setenv("BATCHLINE_MODELS", str(tmp_path / "models"))
-    source = small_models.double(tmp_path / "double.onnx")
-    for name in ("good", "newer", "gone", "changed"):
-        assert run("models", "import", name, str(source))[0] == 0
+    monkeypatch.setenv("BATCHLINE_BLOBS", f"file://{tmp_path / 'blobs'}")
+    for width, name in enumerate(("good", "fetched", "newer", "gone", "changed"), 1):
+        assert run("models", "import", name, str(small_models.double(tmp_path / "double.onnx", width)))[0] == 0
+    specs = {r.spec.name: r.spec for r in store.catalogue.models()}
+    assert sorted(p.name for p in (tmp_path / "blobs" / "models").iterdir()) == sorted(s.digest for s in specs.values())
     assert told(run, "models") == []
     stack.query(on_database, "UPDATE models SET spec = '{\"future\": 1}' WHERE name = 'newer'")
     (tmp_path / "models" / "gone" / "1" / "model.onnx").unlink()
+    shutil.rmtree(tmp_path / "models" / "fetched")
+    (tmp_path / "blobs" / "models" / specs["gone"].digest).unlink()
     with (tmp_path / "models" / "changed" / "1" / "model.onnx").open("ab") as file:
         file.write(b"more")
     (tmp_path / "models" / "stranger" / "1").mkdir(parents=True)
@@ -169,6 +174,7 @@ def test_doctor_sees_models_that_cannot_be_served(
     ):
         assert part in found
     assert "good" not in found
+    assert "fetched" not in found
 
 
 def test_doctor_says_why_jobs_wait(
