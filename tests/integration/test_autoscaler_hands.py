@@ -255,6 +255,18 @@ def test_workers_that_nobody_launched_count_and_are_never_stopped(store, tmp_pat
     assert rig.cloud.read()["peak"] == 2
 
 
+def test_machines_whose_workers_died_count_towards_the_maximum(store, tmp_path, model):
+    """They still run: with the one that nobody launched they are three, and three is the limit."""
+    rig = Rig(store, tmp_path, "max_workers = 3\nmin_workers = 3")
+    stack.a_worker(store, lease_s=600.0)
+    rig.tick(2)
+    workers = [stack.a_worker(store, instance=id_) for id_ in rig.cloud.live()]
+    rig.tick(2)
+    store.workers.bury(workers)
+    rig.tick(4)
+    assert len(rig.cloud.live()) == 2
+
+
 def test_a_broken_provider_stops_no_other_pool(store, tmp_path, model):
     """Whatever it raises; the loop goes on."""
     rig = Rig(store, tmp_path, "min_workers = 1\n[pools.a]\nprovider = 'fake'\nmin_workers = 1")
