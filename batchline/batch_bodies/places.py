@@ -19,7 +19,10 @@ from batchline.wire import InputBody
 _MAX_URI = 2048
 _MAX_COLUMNS = 10_000
 _MAX_NAME = 200
-_TABLE = re.compile(r'[^\s".\x00-\x1f]{1,63}(\.[^\s".\x00-\x1f]{1,63})?')
+_TABLE = re.compile(r'[^\s".\x00-\x1f]+(\.[^\s".\x00-\x1f]+)?')
+_NAME_BYTES = 63
+"""PostgreSQL cuts longer names off."""
+_SCHEMA = "public"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _UNARY = ("is null", "is not null")
 
@@ -96,7 +99,14 @@ def output_of(given: Output, wanted: Input, rules: Rules, faults: list[Fault]) -
     if given.mode == "upsert" and wanted.key is None:
         faults.append(Fault("/input/key", "is needed: rows are upserted by their key"))
     database = _database("/output", given.table, given.database, rules, faults)
+    source = _full_name(wanted.table) if wanted.table is not None and wanted.database == database else None
+    if given.mode == "append" and source == _full_name(given.table):
+        faults.append(Fault("/output/table", "is the input, and would grow while it is read: upsert, or name another"))
     return msgspec.structs.replace(given, database=database)
+
+
+def _full_name(table: str) -> str:
+    return table if "." in table else f"{_SCHEMA}.{table}"
 
 
 def column_faults(wanted: Input, output: Output, spec: ModelSpec) -> Iterator[Fault]:
@@ -189,6 +199,8 @@ def format_of(uri: str) -> uris.Format | None:
 def _database(pointer: str, table: str, name: str | None, rules: Rules, faults: list[Fault]) -> str | None:
     if not _TABLE.fullmatch(table):
         faults.append(Fault(f"{pointer}/table", "must be the name of a table: TABLE or SCHEMA.TABLE"))
+    elif any(len(name.encode(errors="surrogatepass")) > _NAME_BYTES for name in table.split(".")):
+        faults.append(Fault(f"{pointer}/table", f"must be names of at most {_NAME_BYTES} bytes in UTF-8"))
     if not rules.databases:
         faults.append(
             Fault(f"{pointer}/table", "no database is known here: the operator names them in BATCHLINE_DATABASES")

@@ -256,6 +256,7 @@ OUTPUTS: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown mode": ({"table": "scores", "mode": "truncate"}, "/output/mode"),
     "a mode of files": ({"uri": "s3://bucket/x/", "format": "csv", "mode": "append"}, "/output/mode"),
     "upsert without a key": ({"table": "scores", "mode": "upsert"}, "/input/key"),
+    "a name longer than 63 bytes": ({"table": "public." + "ü" * 32, "mode": "append"}, "/output/table"),
     "keeps the key": ({"keep": ["label"]}, "/output/keep/0"),
     "keeps twice": ({"keep": ["a", "a"]}, "/output/keep"),
 }
@@ -266,6 +267,17 @@ def test_outputs_that_are_refused(case: str) -> None:
     """With a pointer to the field."""
     output, pointer = OUTPUTS[case]
     assert pointer in faults(data_set(URI, output))
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [("public.users", "users"), ("users", "public.users"), ("a.users", "a.users")]
+)
+def test_nothing_is_appended_to_the_table_that_is_read(source: str, target: str) -> None:
+    """With or without its schema; other modes add no rows, and another table may be anything."""
+    given = {"table": source, "key": "id"}
+    assert "/output/table" in faults(data_set(given, {"table": target, "mode": "append"}))
+    for output in ({"table": target, "mode": "upsert"}, {"table": "b.users", "mode": "append"}):
+        assert checked(data_set(given, output)).batch.kind == "data_set"
 
 
 BODIES: dict[str, tuple[dict[str, Any], str]] = {
