@@ -20,6 +20,7 @@ from api.admission import idempotency_key
 from api.batch_shapes import batch_json, batch_list_json
 from api.files import FileRoutes, not_kept
 from api.http import answer, check_json, headers_of, read_body
+from api.owned import owned
 from api.queries import query_of, refused, whole_number
 from api.schedule_runs import Runs
 from api.schedules import ScheduleRoutes
@@ -143,10 +144,9 @@ class BatchRoutes:
             after = parse_batch_id(query["after"]) if "after" in query else None
         except NotFoundError:
             raise refused("after", "must be the id of a batch") from None
-        views = await self._s.ask(lambda: self._s.store.batches.list(principal.tenant_id, after=after, limit=limit + 1))
-        page, more = views[:limit], len(views) > limit
-        costs = await self._s.ask(lambda: self._s.store.costs.of_batches([view.id for view in page]))
-        return answer(200, batch_list_json(page, costs, has_more=more))
+        page = await self._s.ask(lambda: self._s.store.batches.list(principal.tenant_id, after=after, limit=limit))
+        costs = await self._s.ask(lambda: self._s.store.costs.of_batches([view.id for view in page.batches]))
+        return answer(200, batch_list_json(list(page.batches), costs, has_more=page.has_more))
 
     async def cancel(self, request: AnyRequest) -> ASGIResponse:
         view = await self._view(request, "submit")
@@ -212,16 +212,8 @@ class BatchRoutes:
 
     async def _view(self, request: AnyRequest, scope: str) -> BatchView:
         """The batch that the path names, if the caller may know it."""
-        principal = await self._s.keys.check(headers_of(request.scope), scope)
-        text = request.path_params["batch_id"]
-        try:
-            wanted = parse_batch_id(text)
-        except NotFoundError:
-            raise _unknown(text) from None
-        view = await self._s.ask(lambda: self._s.store.batches.read(wanted))
-        if view is None or view.tenant_id != principal.tenant_id:
-            raise _unknown(text)
-        return view
+        read = self._s.store.batches.read
+        return await owned(self._s, request, scope, parse=parse_batch_id, read=read, unknown=_unknown)
 
     async def _told(self, view: BatchView) -> ASGIResponse:
         costs = await self._s.ask(lambda: self._s.store.costs.of_batches([view.id]))

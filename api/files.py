@@ -17,6 +17,7 @@ from litestar.response.base import ASGIResponse
 
 from api.batch_shapes import deleted_json, file_json, file_list_json
 from api.http import answer, headers_of
+from api.owned import owned
 from api.queries import query_of, refused, whole_number
 from api.services import Services
 from api.streams import streamed
@@ -148,16 +149,8 @@ class FileRoutes:
 
     async def _view(self, request: AnyRequest, scope: str) -> FileView:
         """The file that the path names, if the caller may know it."""
-        principal = await self._s.keys.check(headers_of(request.scope), scope)
-        text = request.path_params["file_id"]
-        try:
-            wanted = parse_file_id(text)
-        except NotFoundError:
-            raise _unknown(text) from None
-        view = await self._s.ask(lambda: self._s.store.files.read(wanted))
-        if view is None or view.tenant_id != principal.tenant_id:
-            raise _unknown(text)
-        return view
+        read = self._s.store.files.read
+        return await owned(self._s, request, scope, parse=parse_file_id, read=read, unknown=_unknown)
 
 
 def not_kept(error: SinkError) -> StoreUnavailableError:

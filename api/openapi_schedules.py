@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
-from api.operations import Json, Operation, content, parameter, ref
+from api.operations import KEY, Json, Operation, content, parameter, ref
 from batchline.wire_schedules import (
     BackfillBody,
     Backfilled,
@@ -102,7 +102,7 @@ SCHEDULE_OPERATIONS = (
     ),
     Operation(
         "post", f"{_ONE}/run", "run_schedule", "Run a schedule now",
-        {200: content(ref("RunShown"), RUN)}, (404, 409, 422, 503), None, (_ID,), "submit",
+        {200: content(ref("RunShown"), RUN)}, (400, 404, 409, 410, 422, 503), None, (_ID, KEY), "submit",
         "Whatever its rhythm and overlap, and whether it is enabled; `fire_time` is now.",
     ),
     Operation(

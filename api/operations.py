@@ -50,5 +50,5 @@ KEY = parameter(
     "header",
     "Idempotency-Key",
     {"type": "string", "pattern": "^[!-~]{1,255}$"},
-    "The same key and body is the same job or batch, for 24 hours.",
+    "The same key and body is the same job, batch or run, for 24 hours.",
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from datetime import datetime
 
 from api.schedule_shapes import backfilled_json
@@ -10,7 +12,7 @@ from batchline.batch import NewBatch
 from batchline.batch_bodies import Finds, Rules
 from batchline.batch_bodies.scheduled import batch_of
 from batchline.data.blobs import Blobs
-from batchline.errors import ConflictError, Fault, InvalidRequestError
+from batchline.errors import BatchlineError, ConflictError, Fault, InvalidRequestError
 from batchline.store import Store
 from batchline.store.batch_contract import Run, ScheduleView
 from batchline.wire_schedules import BackfillBody
@@ -28,18 +30,29 @@ class Runs:
         self.finds = finds
         self.rules = rules
 
-    def now(self, schedule: ScheduleView, now: datetime) -> Run:
+    def now(self, schedule: ScheduleView, now: datetime, key: str | None = None) -> Run:
         """Run it at once, whatever its rhythm, its overlap, and whether it is enabled.
+
+        Args:
+            schedule: what is run.
+            now: its fire time.
+            key: an idempotency key; asked again with it, this gives the first run.
 
         Raises:
             InvalidRequestError: the batch does not fit any more.
-            ConflictError: it ran at this very microsecond.
+            ConflictError: it ran at this very microsecond, or the key is in flight.
+            KeyReusedError: the key was used for something else.
+            ResultExpiredError: the key's run is not known any more.
         """
-        batch = self._batch(schedule, now, now)
+        body_hash = hashlib.sha256(b"run " + schedule.id.bytes).digest() if key else None
+        if key and body_hash and (first := self._store.schedules.run_of(schedule, key, body_hash)):
+            return _raised(first)
+        batch = replace(self._batch(schedule, now, now), idempotency_key=key, body_hash=body_hash)
         run = Run(schedule.id, now, "submitted", "Run by hand.", batch.id, None, now)
-        if not self._store.schedules.run_now(run, batch):
+        done = self._store.schedules.run_now(run, batch)
+        if done is None:
             raise ConflictError("This schedule is being run right now; try again.")
-        return run
+        return _raised(done)
 
     def backfill(self, schedule: ScheduleView, asked: BackfillBody, now: datetime) -> bytes:
         """Run the fire times of a stretch that have not run, as JSON.
@@ -82,3 +95,9 @@ class Runs:
             self._blobs.put(checked.rows.file.blob, [checked.rows.jsonl])
             self._store.files.add(checked.rows.file)
         return checked.batch
+
+
+def _raised(done: Run | BatchlineError) -> Run:
+    if isinstance(done, BatchlineError):
+        raise done
+    return done

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,7 +14,9 @@ from litestar import Request, delete, get, patch, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
 
+from api.admission import idempotency_key
 from api.http import answer, check_json, headers_of, read_body
+from api.owned import owned
 from api.queries import query_of, refused, whole_number
 from api.schedule_runs import Runs
 from api.schedule_shapes import deleted_json, list_json, run_json, runs_json, schedule_json
@@ -33,7 +34,6 @@ AnyRequest = Request[Any, Any, Any]
 T = TypeVar("T")
 MAX_BATCH_BYTES = 1 << 20
 """Of a schedule's batch body: it is kept, and read at each fire time."""
-_NO_SCHEDULE = "There is no schedule with this id."
 _ID = "/v1/schedules/{schedule_id:str}"
 _THREADS = 2
 
@@ -116,7 +116,7 @@ class ScheduleRoutes:
             changed = replace(checked, next_fire_at=view.next_fire_at) if keeps else checked
         try:
             if not await self._s.ask(lambda: self._s.store.schedules.update(changed)):
-                raise NotFoundError(_NO_SCHEDULE)
+                raise _unknown(request.path_params["schedule_id"])
         except InvalidRequestError as e:
             raise _named_twice(e) from None
         return answer(200, schedule_json(changed))
@@ -124,13 +124,14 @@ class ScheduleRoutes:
     async def delete(self, request: AnyRequest) -> ASGIResponse:
         view = await self._view(request, "submit")
         if not await self._s.ask(lambda: self._s.store.schedules.delete(view.tenant_id, view.id)):
-            raise NotFoundError(_NO_SCHEDULE)
+            raise _unknown(request.path_params["schedule_id"])
         return answer(200, deleted_json(view.id))
 
     async def run(self, request: AnyRequest) -> ASGIResponse:
+        key = idempotency_key(headers_of(request.scope))
         view = await self._view(request, "submit")
         now = await self._s.ask(self._s.store.schedules.now)
-        run = await self._off_loop(lambda: self._runs.now(view, now))
+        run = await self._off_loop(lambda: self._runs.now(view, now, key))
         return answer(200, run_json(run))
 
     async def backfill(self, request: AnyRequest) -> ASGIResponse:
@@ -178,12 +179,12 @@ class ScheduleRoutes:
 
     async def _view(self, request: AnyRequest, scope: str) -> ScheduleView:
         """The schedule that the path names, if the caller may know it."""
-        principal = await self._s.keys.check(headers_of(request.scope), scope)
-        wanted: uuid.UUID = parse_schedule_id(request.path_params["schedule_id"])
-        view = await self._s.ask(lambda: self._s.store.schedules.read(wanted))
-        if view is None or view.tenant_id != principal.tenant_id:
-            raise NotFoundError(_NO_SCHEDULE)
-        return view
+        read = self._s.store.schedules.read
+        return await owned(self._s, request, scope, parse=parse_schedule_id, read=read, unknown=_unknown)
+
+
+def _unknown(_: str) -> NotFoundError:
+    return NotFoundError("There is no schedule with this id.")
 
 
 def _named_twice(error: BatchlineError) -> BatchlineError:

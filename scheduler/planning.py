@@ -14,7 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from batchline import failpoints
-from batchline.batch import BatchFault, BatchStatus, BatchView, DataSet, Piece, Requests, show_batch_id
+from batchline.batch import BatchFault, BatchView, DataSet, Piece, Requests, show_batch_id
 from batchline.errors import BatchlineError, NotFoundError, RetryableError, SourceError, StoreUnavailableError
 from batchline.job import Lane
 from batchline.model import ModelRecord
@@ -157,8 +157,7 @@ class Planner:
 
     def _pace(self, batch: BatchView, record: ModelRecord) -> Pace:
         """Batches of one tenant share its turn: each of n gets on at an nth of the pace."""
-        others = self._store.batches.list(batch.tenant_id, after=None, limit=_SHARERS)
-        sharing = 1 + sum(other.status is BatchStatus.IN_PROGRESS and other.paused_at is None for other in others)
+        sharing = 1 + self._store.batches.sharing(batch.tenant_id, most=_SHARERS)
         rate = self._store.workers.drain_rates().get(record.spec.policy.pool, 0.0)
         deadline = batch.deadline_at.timestamp() if batch.deadline_at else None
         row_s = sharing / min(max(rate, _MIN_RATE), _MAX_RATE)

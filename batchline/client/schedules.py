@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -127,7 +128,8 @@ class _ScheduleCalls:
         yield from self.calls.answer("DELETE", _path(schedule_id), None, {})
 
     def run(self, schedule_id: str) -> Call[ScheduleRun]:
-        return self.calls.typed(ScheduleRun, "POST", f"{_path(schedule_id)}/run")
+        headers = {"Idempotency-Key": uuid.uuid4().hex}
+        return self.calls.typed(ScheduleRun, "POST", f"{_path(schedule_id)}/run", None, headers)
 
     def backfill(self, schedule_id: str, start: datetime, end: datetime) -> Call[Backfill]:
         if start.tzinfo is None or end.tzinfo is None:
@@ -189,7 +191,7 @@ class Schedules:
         self._run(self._calls.delete(schedule_id))
 
     def run(self, schedule_id: str) -> ScheduleRun:
-        """Run it now, whatever its rhythm. After a lost connection it may have run twice."""
+        """Run it now, whatever its rhythm."""
         return self._run(self._calls.run(schedule_id))
 
     def backfill(self, schedule_id: str, start: datetime, end: datetime) -> Backfill:

@@ -18,6 +18,14 @@ from batchline.job import Admitted, ClaimedJob
 
 
 @dataclass(frozen=True, slots=True)
+class BatchPage:
+    """Batches of one tenant, and whether there are more behind the last."""
+
+    batches: Sequence[BatchView]
+    has_more: bool
+
+
+@dataclass(frozen=True, slots=True)
 class NewSlice:
     """One bulk job of a plan."""
 
@@ -129,8 +137,12 @@ class Batches(Protocol):
         """With counts: one aggregate over its slices, or frozen once it has ended. Of any tenant."""
         ...
 
-    def list(self, tenant_id: int, *, after: uuid.UUID | None, limit: int) -> list[BatchView]:
-        """Newest first."""
+    def list(self, tenant_id: int, *, after: uuid.UUID | None, limit: int) -> BatchPage:
+        """Newest first. A page ends early rather than count very many slices, but has one batch if there is any."""
+        ...
+
+    def sharing(self, tenant_id: int, *, most: int) -> int:
+        """How many of a tenant's newest batches, `most` of them, are in progress and not paused."""
         ...
 
     def cancel(self, tenant_id: int, batch_id: uuid.UUID) -> bool:
@@ -355,10 +367,22 @@ class Schedules(Protocol):
         """
         ...
 
-    def run_now(self, run: Run, batch: NewBatch | None) -> bool:
+    def run_now(self, run: Run, batch: NewBatch | None) -> Run | BatchlineError | None:
         """A run outside of the rhythm (run now, backfill), `queued` if it has no batch.
 
-        It takes the place of one that was skipped or failed. False if this fire time has run, or waits to.
+        It takes the place of one that was skipped or failed.
+
+        Returns:
+            The run; with a batch whose idempotency key was used before, what `run_of` gives. None if this fire time
+            has run, or waits to.
+        """
+        ...
+
+    def run_of(self, schedule: ScheduleView, key: str, body_hash: bytes) -> Run | BatchlineError | None:
+        """The run that was started under an idempotency key of the schedule's tenant.
+
+        Returns:
+            None if the key is new; ConflictError, KeyReusedError or ResultExpiredError as for other uses of a key.
         """
         ...
 

@@ -11,7 +11,7 @@ import psycopg2
 
 from batchline import failpoints
 from batchline.batch import BatchStatus, NewBatch
-from batchline.errors import BatchlineError, InvalidRequestError
+from batchline.errors import BatchlineError, InvalidRequestError, ResultExpiredError, StoreUnavailableError
 from batchline.store import keys
 from batchline.store.batch_contract import Run, ScheduleView
 from batchline.store.batch_rows import INSERT, columns_of
@@ -96,11 +96,23 @@ WITH RECURSIVE waiting AS (
 WHERE NOT EXISTS ({_OPEN.format("w.schedule_id")}) ORDER BY r.fire_at LIMIT %(limit)s
 """
 
+_RUN_OF_BATCH = f"""{_RUNS} WHERE r.schedule_id = %(id)s AND r.batch_id = %(batch)s
+  AND r.fire_at = (SELECT fire_at FROM batches WHERE id = %(batch)s)"""
+
+_KEYED = """
+INSERT INTO idempotency_keys (tenant_id, key, body_hash, job_id)
+VALUES (%(tenant)s, %(key)s, %(hash)s, %(batch)s) ON CONFLICT DO NOTHING RETURNING 1
+"""
+
 _HISTORY = (
     _RUNS
     + """WHERE r.schedule_id = %(id)s AND (%(after)s::timestamptz IS NULL OR r.fire_at < %(after)s)
 ORDER BY r.fire_at DESC LIMIT %(limit)s"""
 )
+
+
+class _UndoneError(Exception):
+    """The fire time has run: what the transaction did is taken back."""
 
 
 class Schedules:
@@ -169,13 +181,48 @@ class Schedules:
 
         return self._db.transact(work)
 
-    def run_now(self, run: Run, batch: NewBatch | None) -> bool:
+    def run_now(self, run: Run, batch: NewBatch | None) -> Run | BatchlineError | None:
+        key = batch.idempotency_key if batch is not None else None
+
         def work(transaction: Transaction) -> bool:
             sql = "SELECT 1 FROM schedules WHERE id = %(schedule)s FOR KEY SHARE"
-            there = transaction.run(sql, _columns_of(run))
-            return bool(there) and _insert(transaction, run, batch, _INSERT_RUN_NOW)
+            if not transaction.run(sql, _columns_of(run)):
+                return False
+            if batch is not None and key is not None and not transaction.run(_KEYED, _keyed(batch)):
+                return False
+            if _insert(transaction, run, batch, _INSERT_RUN_NOW):
+                return True
+            raise _UndoneError
 
-        return self._db.transact(work) or (batch is not None and self._has(run, batch))
+        try:
+            if self._db.transact(work):
+                return run
+        except _UndoneError:
+            pass
+        except StoreUnavailableError as e:
+            if key is None or not isinstance(e.__cause__, psycopg2.errors.LockNotAvailable):
+                raise
+            return keys.in_flight()
+        if batch is None:
+            return None
+        if key is not None and (first := self._first(run.schedule_id, batch.tenant_id, key, batch.body_hash)):
+            return first
+        return run if self._has(run, batch) else None
+
+    def run_of(self, schedule: ScheduleView, key: str, body_hash: bytes) -> Run | BatchlineError | None:
+        return self._first(schedule.id, schedule.tenant_id, key, body_hash)
+
+    def _first(
+        self, schedule_id: uuid.UUID, tenant_id: int, key: str, body_hash: bytes | None
+    ) -> Run | BatchlineError | None:
+        found = keys.first_of(self._db, [(tenant_id, key)]).get((tenant_id, key))
+        if found is None:
+            return None
+        taken = keys.answer(found[1], body_hash, found)
+        if isinstance(taken, BatchlineError):
+            return taken
+        rows = self._db.run(_RUN_OF_BATCH, {"id": schedule_id, "batch": taken.id})
+        return _run(rows[0]) if rows else ResultExpiredError("The run of this Idempotency-Key is not known any more.")
 
     def unfinished(self, schedule_id: uuid.UUID) -> int:
         sql = _OPEN.format("%(id)s").replace("SELECT FROM", "SELECT count(*) FROM")
@@ -211,6 +258,11 @@ def _insert(transaction: Transaction, run: Run, batch: NewBatch | None, sql: str
     if fresh and batch is not None:
         transaction.run(_INSERT_BATCH, columns_of(batch))
     return fresh
+
+
+def _keyed(batch: NewBatch) -> dict[str, object]:
+    body_hash = psycopg2.Binary(batch.body_hash or b"")
+    return {"tenant": batch.tenant_id, "key": batch.idempotency_key, "hash": body_hash, "batch": batch.id}
 
 
 def _columns_of(run: Run) -> dict[str, object]:

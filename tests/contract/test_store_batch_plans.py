@@ -9,10 +9,11 @@ from typing import Any
 import batch_stack
 import pytest
 import stack
+from explaining import Explaining
 
 from batchline.batch import BatchStatus, Chunk
-from batchline.store import Store, store_on
-from batchline.store.postgres import Database, Transaction
+from batchline.store import Store, schedules, store_on
+from batchline.store.postgres import Database
 
 SLICES = 10_000
 """Of the large batch: half of them finished, one in ten with failed rows."""
@@ -59,41 +60,6 @@ INSERT INTO schedule_runs (schedule_id, fire_at, outcome, created_at)
 """
 
 
-class Explaining(Database):
-    """Keeps the plan of each statement as it was carried out; nothing stays of what was done."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        self.url = url
-        self.plans: list[dict[str, Any]] = []
-
-    def _once(self, sql: str, params: Any, *, prepare: bool) -> list[tuple[Any, ...]]:
-        return self._transacted(lambda t: t.run(sql, params))
-
-    def _transacted(self, work: Any) -> Any:
-        explain = self._explain
-
-        class Explained(Transaction):
-            def run(self, sql: str, params: Any = None) -> list[tuple[Any, ...]]:
-                explain(self._cursor, sql, params)
-                return super().run(sql, params)
-
-        with stack.connected(self.url) as connection, connection.cursor() as cursor:
-            cursor.execute("SET jit = off; SET enable_seqscan = off; BEGIN")
-            try:
-                return work(Explained(cursor))
-            finally:
-                cursor.execute("ROLLBACK")
-
-    def _explain(self, cursor: Any, sql: str, params: Any) -> None:
-        if sql.startswith("SET"):
-            return
-        cursor.execute("SAVEPOINT before")
-        cursor.execute("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + sql, params)
-        self.plans.append(cursor.fetchall()[0][0][0]["Plan"])
-        cursor.execute("ROLLBACK TO before")
-
-
 class Found:
     """What the calls below are about."""
 
@@ -130,6 +96,7 @@ STATEMENTS: dict[str, tuple[Any, int]] = {
     "submit": (lambda s, f: s.batches.submit(batch_stack.new_batch(idempotency_key="k", body_hash=b"h")), 100),
     "read": (lambda s, f: s.batches.read(f.large), 2 * ALL),
     "list": (lambda s, f: s.batches.list(1, after=f.large, limit=100), 5000),
+    "sharing": (lambda s, f: s.batches.sharing(1, most=100), 200),
     "cancel": (lambda s, f: s.batches.cancel(3, f.large), 20 * ALL),
     "pause": (lambda s, f: s.batches.pause(3, f.large), 20 * ALL),
     "resume": (lambda s, f: s.batches.resume(3, f.large), 2 * ALL),
@@ -169,6 +136,7 @@ STATEMENTS: dict[str, tuple[Any, int]] = {
     "fire": (lambda s, f: s.schedules.fire(f.schedule, f.seen, [], [], None), 100),
     "unfinished": (lambda s, f: s.schedules.unfinished(f.schedule), 20),
     "queued": (lambda s, f: s.schedules.queued(limit=100), 5000),
+    "run of a key": (lambda s, f: s.db.run(schedules._RUN_OF_BATCH, {"id": f.schedule, "batch": f.large}), 20),
     "runs": (lambda s, f: s.schedules.runs(f.schedule, after=None, limit=20), 500),
     "rescue": (lambda s, f: s.chores.rescue(max_failures=3), 300),
     "prune jobs": (lambda s, f: s.chores.prune(results_kept_s=9e6, jobs_kept_s=9e6, keys_kept_s=9e6), 300),
@@ -182,12 +150,6 @@ def _again(found: Found) -> tuple[str, dict[str, object]]:
     return batch_results._INSERT, batch_results._columns_of(found.running, 1, [Chunk(0, 1, b"{}")])
 
 
-def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield plan
-    for child in plan.get("Plans", []):
-        yield from _nodes(child)
-
-
 @pytest.mark.parametrize("name", STATEMENTS)
 def test_statements_go_by_an_index(full, name):
     store, db, found = full
@@ -195,8 +157,5 @@ def test_statements_go_by_an_index(full, name):
     db.plans.clear()
     call(store, found)
     assert db.plans
-    scanned = {
-        n["Relation Name"] for p in db.plans for n in _nodes(p) if n["Node Type"] == "Seq Scan" and n["Actual Loops"]
-    }
-    assert not scanned - {"models", "workers"}
-    assert sum(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] for plan in db.plans) <= pages
+    assert not db.scanned() - {"models", "workers"}
+    assert db.pages() <= pages

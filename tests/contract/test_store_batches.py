@@ -12,6 +12,7 @@ import stack
 from batchline.batch import BatchFault, BatchStatus, Counts, Staged, bits_to_rows
 from batchline.errors import ConflictError, InvalidRequestError, KeyReusedError
 from batchline.job import Admitted, Status, new_job_id
+from batchline.store import batches
 from batchline.store.contract import Failure
 
 HOLDER = batch_stack.HOLDER
@@ -80,9 +81,27 @@ def test_a_tenants_batches_are_listed_newest_first(store):
     for batch in (*mine, batch_stack.new_batch(tenant_id=2)):
         store.batches.submit(batch)
     newest = sorted((b.id for b in mine), reverse=True)
-    assert [b.id for b in store.batches.list(1, after=None, limit=2)] == newest[:2]
-    assert [b.id for b in store.batches.list(1, after=newest[1], limit=9)] == newest[2:]
-    assert [b.id for b in store.batches.list(1, after=new_job_id(), limit=9)] == newest
+    assert [b.id for b in store.batches.list(1, after=None, limit=2).batches] == newest[:2]
+    assert [b.id for b in store.batches.list(1, after=newest[1], limit=9).batches] == newest[2:]
+    assert [b.id for b in store.batches.list(1, after=new_job_id(), limit=9).batches] == newest
+
+
+def test_a_page_counts_so_many_slices_and_no_more(store, model, monkeypatch):
+    """It ends before the batch that would be too much, and says so; a batch alone is shown however large it is."""
+    monkeypatch.setattr(batches, "_PAGE_SLICES", 5)
+    made = [batch_stack.planned(store, model, [1] * count) for count in (1, 2, 9, 2, 3, 1)]
+    pages, after = [], None
+    while True:
+        page = store.batches.list(1, after=after, limit=4)
+        pages.append([b.counts.queued for b in page.batches])
+        after = page.batches[-1].id
+        if not page.has_more:
+            break
+    assert pages == [[1, 3], [2], [9], [2, 1]]
+    store.db.run("UPDATE batches SET ended_at = now() WHERE id = %(id)s", {"id": made[2]})
+    assert [len(store.batches.list(1, after=a, limit=4).batches) for a in (made[4], made[3])] == [4, 3]
+    store.batches.pause(1, made[5])
+    assert store.batches.sharing(1, most=3) == 2
 
 
 def test_counts_are_rows_by_the_fate_of_their_slices(store, model, database_url):

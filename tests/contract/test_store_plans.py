@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import stack
+from explaining import Explaining, nodes
 
 from batchline.job import Lane
 from batchline.store import Store, catalogue, chores, store_on
@@ -35,23 +36,6 @@ INSERT INTO job_inputs SELECT id, '\\x00' FROM jobs WHERE NOT result_pruned;
 INSERT INTO job_results (job_id, outputs) SELECT id, '[]' FROM jobs WHERE NOT result_pruned AND status = 'succeeded';
 INSERT INTO idempotency_keys SELECT tenant_id, id::text, '\\x00', id, created_at FROM jobs;
 """
-
-
-class Explaining(Database):
-    """Answers nothing and keeps each statement's plan, as it was carried out and rolled back."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        self.url = url
-        self.plans: list[dict[str, Any]] = []
-
-    def _once(self, sql: str, params: Any, *, prepare: bool) -> list[tuple[Any, ...]]:
-        with stack.connected(self.url) as connection, connection.cursor() as cursor:
-            cursor.execute("SET jit = off; BEGIN")
-            cursor.execute("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + sql, params)
-            self.plans.append(cursor.fetchall()[0][0][0]["Plan"])
-            cursor.execute("ROLLBACK")
-        return []
 
 
 @pytest.fixture(scope="module", params=["analyzed", "never analyzed"])
@@ -123,23 +107,14 @@ STATEMENTS: dict[str, tuple[Any, int]] = {
 }
 
 
-def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield plan
-    for child in plan.get("Plans", []):
-        yield from _nodes(child)
-
-
 @pytest.mark.parametrize("name", STATEMENTS)
 def test_statements_go_by_an_index(full, name):
     store, db, found = full
     call, pages = STATEMENTS[name]
     db.plans.clear()
     call(store, found)
-    scanned = {
-        n["Relation Name"] for p in db.plans for n in _nodes(p) if n["Node Type"] == "Seq Scan" if n["Actual Loops"]
-    }
-    assert not scanned & LARGE
-    assert sum(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] for plan in db.plans) <= pages
+    assert not db.scanned() & LARGE
+    assert db.pages() <= pages
 
 
 def test_the_claim_reads_its_index_in_order_and_sorts_only_what_it_took(full):
@@ -147,10 +122,10 @@ def test_the_claim_reads_its_index_in_order_and_sorts_only_what_it_took(full):
     store, db, found = full
     db.plans.clear()
     store.claims.claim(found["worker"], 1, Lane.ONLINE, rows=64)
-    nodes = list(_nodes(db.plans[0]))
-    (read,) = [n for n in nodes if n.get("Index Name") == "jobs_claim"]
+    found_nodes = list(nodes(db.plans[0]))
+    (read,) = [n for n in found_nodes if n.get("Index Name") == "jobs_claim"]
     assert read["Actual Rows"] == 65
-    assert all(n["Actual Rows"] <= 65 for n in nodes if n["Node Type"] == "Sort")
+    assert all(n["Actual Rows"] <= 65 for n in found_nodes if n["Node Type"] == "Sort")
 
 
 def test_counting_costs_the_queue_and_not_the_history(postgres, template):
@@ -160,5 +135,5 @@ def test_counting_costs_the_queue_and_not_the_history(postgres, template):
         stack.query(url, "VACUUM ANALYZE")
         db = Explaining(url)
         chores.Chores(db).count_backlog(every_s=0.0)
-        assert "jobs" not in {n.get("Relation Name") for n in _nodes(db.plans[0]) if n["Node Type"] == "Seq Scan"}
-        assert db.plans[0]["Shared Hit Blocks"] + db.plans[0]["Shared Read Blocks"] < 1000
+        assert "jobs" not in db.scanned()
+        assert db.pages() < 1000

@@ -13,7 +13,7 @@ import pytest
 import stack
 
 from batchline.batch import BatchStatus
-from batchline.errors import InvalidRequestError, StoreUnavailableError
+from batchline.errors import InvalidRequestError, KeyReusedError, StoreUnavailableError
 from batchline.job import new_job_id
 from batchline.store import open_store
 from batchline.store.batch_contract import Run, ScheduleView
@@ -117,8 +117,23 @@ def test_a_fire_time_that_has_run_does_not_run_again(store, schedule):
     assert store.schedules.run_now(_run(schedule, batch=batches[0]), batches[0])
     assert not store.schedules.run_now(_run(schedule, batch=batches[1]), batches[1])
     assert store.schedules.fire(schedule.id, T0, [_run(schedule, batch=batches[2])], [batches[2]], None)
-    assert [b.id for b in store.batches.list(1, after=None, limit=9)] == [batches[0].id]
+    assert [b.id for b in store.batches.list(1, after=None, limit=9).batches] == [batches[0].id]
     assert [r.batch_id for r in store.schedules.runs(schedule.id, after=None, limit=9)] == [batches[0].id]
+
+
+def test_a_key_is_one_run_and_a_run_that_was_not_made_uses_none_up(store, schedule):
+    """Two at once, or one after the other: the second is told of the first, or that the key means something else."""
+    batches = [replace(_batch(schedule, T0 + n * HOUR), idempotency_key="k", body_hash=b"h") for n in range(3)]
+    runs = [_run(schedule, batch.fire_at, batch=batch) for batch in batches]
+    there = _batch(schedule)
+    store.schedules.run_now(_run(schedule, batch=there), there)
+    assert store.schedules.run_now(runs[0], batches[0]) is None
+    assert store.schedules.run_of(schedule, "k", b"h") is None
+    assert store.schedules.run_now(runs[1], batches[1]) == runs[1]
+    for found in (store.schedules.run_now(runs[2], batches[2]), store.schedules.run_of(schedule, "k", b"h")):
+        assert (found.batch_id, found.batch_status) == (batches[1].id, BatchStatus.VALIDATING)
+    assert isinstance(store.schedules.run_of(schedule, "k", b"other"), KeyReusedError)
+    assert store.batches.read(batches[2].id) is None
 
 
 def test_a_disabled_or_deleted_schedule_does_not_fire(store, schedule):
@@ -240,5 +255,5 @@ def test_a_scheduler_that_dies_within_a_fire_has_fired_all_or_nothing(store, sch
     assert again is died
     assert died is (step < 4)
     assert store.db.run("SELECT count(*) FROM schedule_runs") == [(1,)]
-    assert [b.id for b in store.batches.list(1, after=None, limit=9)] == [other.id if died else batch.id]
+    assert [b.id for b in store.batches.list(1, after=None, limit=9).batches] == [other.id if died else batch.id]
     assert store.schedules.read(schedule.id).next_fire_at == T0 + HOUR

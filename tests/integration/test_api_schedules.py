@@ -142,6 +142,21 @@ def test_run_now_submits_a_batch_whatever_the_rhythm(api):
     assert again["batch_id"] != run["batch_id"]
 
 
+def test_one_idempotency_key_is_one_run(api):
+    """Of this schedule; for another one the key is refused, and when the run is not known any more it is gone."""
+    shown, other = made(api), made(api, name="other")
+    path, key = f"/v1/schedules/{shown['id']}/run", {"Idempotency-Key": "k1"}
+    first = api.call("POST", path, headers=key).json()
+    assert api.call("POST", path, headers=key).json()["batch_id"] == first["batch_id"]
+    assert len(api.call("GET", f"/v1/schedules/{shown['id']}/runs").json()["data"]) == 1
+    assert api.call("POST", path, headers={"Idempotency-Key": "k2"}).json()["batch_id"] != first["batch_id"]
+    refused = api.call("POST", f"/v1/schedules/{other['id']}/run", headers=key)
+    assert (refused.status_code, refused.json()["type"]) == (422, "urn:batchline:error:idempotency_key_reused")
+    assert api.call("POST", path, headers={"Idempotency-Key": "ä".encode()}).status_code == 400
+    api.store.db.run("DELETE FROM schedule_runs")
+    assert api.call("POST", path, headers=key).status_code == 410
+
+
 STRETCH = {"from": "2026-10-24T00:00:00Z", "to": "2026-10-27T00:00:00Z"}
 
 

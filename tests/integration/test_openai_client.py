@@ -124,7 +124,7 @@ def test_a_batch_to_its_end(client: openai.OpenAI, api: Running) -> None:
 
 def plan_all(api: Running, model_id: int) -> None:
     """The newest batch gets a slice of two rows, all that wait before it none."""
-    newest = api.store.batches.list(tenant(api), after=None, limit=1)[0].id
+    newest = api.store.batches.list(tenant(api), after=None, limit=1).batches[0].id
     while (found := api.store.batches.take_to_plan(batch_stack.HOLDER, lease_s=30.0)) is not None:
         slices = batch_stack.slices_of(found.id, [2] if found.id == newest else [])
         api.store.batches.plan(batch_stack.HOLDER, found.id, slices, model_id=model_id, note="{}")
