@@ -61,6 +61,8 @@ class Rig:
         )
         self.sizes, self.turns, self.device, self.leave = Sizes(), Turns(), Device(), Leave()
         self.nudges = CountedNudges()
+        self.empty: list[None] = []
+        """One entry each time that claims brought nothing though there was work."""
         self.hints = Hints(redis_url)
         self.worker_id = stack.a_worker(store, lease_s=self.settings.lease_s)
         self.engine = self.an_engine(store.claims)
@@ -89,6 +91,7 @@ class Rig:
             worker_id=lambda: self.worker_id,
             run_slice=run_slice,
             leave=self.leave,
+            on_empty=lambda: self.empty.append(None),
         )
 
     def add(self, name: str, path: Path, **policy: Any) -> int:

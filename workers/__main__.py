@@ -6,8 +6,6 @@ import logging
 import os
 import sys
 import threading
-import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 from batchline import logs, metrics, settings
@@ -73,7 +71,7 @@ def main() -> int:
         turns=turns,
         hints=hints,
         nudger=nudger,
-        worker_id=lambda: heart.worker_id,
+        heart=heart,
         leave=leave,
     )
     heart.start()
@@ -117,7 +115,7 @@ def _engine(
     turns: Turns,
     hints: Hints,
     nudger: CeleryNudger,
-    worker_id: Callable[[], uuid.UUID],
+    heart: Heart,
     leave: Leave,
 ) -> Engine:
     """The stations of both lanes, over one device."""
@@ -142,9 +140,10 @@ def _engine(
         turns=turns,
         hints=hints,
         nudger=nudger,
-        worker_id=worker_id,
+        worker_id=lambda: heart.worker_id,
         run_slice=run_slice,
         leave=leave,
+        on_empty=heart.soon,
     )
 
 

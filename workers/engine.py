@@ -75,7 +75,13 @@ class Engine:
         worker_id: Callable[[], uuid.UUID],
         run_slice: RunSlice,
         leave: Leave,
+        on_empty: Callable[[], None],
     ) -> None:
+        """All parts are shared with the rest of the process.
+
+        `on_empty` is called when claims brought nothing though there was work: others were first, or Postgres has this
+        worker drain, which a heartbeat tells.
+        """
         self._settings = settings
         self._claims = claims
         self._models = models
@@ -89,6 +95,7 @@ class Engine:
         self._claimer = Claimer(claims, settings.pool, self._turns.held)
         self._bulk = Bulk(run_slice, claimer=self._claimer, turns=turns, nudger=nudger, pool=settings.pool)
         self._leave = leave
+        self._on_empty = on_empty
         self._claimed_at = dict.fromkeys(Lane, time.monotonic())
 
     @property
@@ -143,6 +150,8 @@ class Engine:
             except SourceUnavailableError as e:
                 log.warning("model cannot be fetched now", extra={"model_id": head.model_id, "error": e.detail})
                 return _NOTHING | {"error": e.code}
+        if empty == _EMPTY_CLAIMS:
+            self._on_empty()
         return _NOTHING
 
     def _take(

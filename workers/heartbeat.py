@@ -21,6 +21,8 @@ log = logging.getLogger("workers")
 
 _RATE_S = 45.0
 _RETRY_S = 1.0
+_SOON = 0.25
+"""Part of the time between two beats after which the next one may come, when it is asked for."""
 
 
 def host_identity() -> str:
@@ -78,9 +80,9 @@ class Heart:
         self._report = report
         self._rates = {lane: Rate() for lane in Lane}
         self._rate = 0.0
-        self._rows_before = 0
-        """Rows that former ids of this process have counted."""
-        self._closed = threading.Event()
+        self._rows_told, self._rows_before = 0, 0
+        """Rows that this process has told of, and those of them that it told under former ids."""
+        self._closed, self._soon = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self.worker_id = uuid.uuid4()
 
@@ -89,6 +91,10 @@ class Heart:
         self._bury_the_dead()
         self._register()
         self._thread.start()
+
+    def soon(self) -> None:
+        """Do not wait long for the next beat: claims that bring nothing may mean that this worker is to drain."""
+        self._soon.set()
 
     def stop(self) -> None:
         """Tell the last rows and end the lease now: what is still in hand is for others."""
@@ -124,7 +130,7 @@ class Heart:
     def _run(self) -> None:
         wait_s = 0.0  # on an instance that is given up it drains from the start, and learns it by a beat
         before, counted = time.monotonic(), {lane: self._done(lane) for lane in Lane}
-        while not self._closed.wait(wait_s):
+        while not self._wait(wait_s):
             now = time.monotonic()
             rates: dict[Lane, float] = {}
             for lane, (rows, busy_s) in counted.items():
@@ -140,6 +146,16 @@ class Heart:
                 log.warning("heartbeat failed", extra={"error": e.detail})
                 wait_s = min(_RETRY_S, self._settings.heartbeat_s)
 
+    def _wait(self, seconds: float) -> bool:
+        """Wait for the next beat, less long when it is asked for; True at the end."""
+        since = time.monotonic()
+        self._soon.clear()
+        while (waited_s := time.monotonic() - since) < seconds and not self._closed.is_set():
+            if self._soon.is_set() and waited_s > seconds * _SOON:
+                break
+            self._closed.wait(min(seconds * _SOON, seconds - waited_s))
+        return self._closed.is_set()
+
     def _beat(self) -> None:
         pulse = self._tell()
         if pulse is Pulse.DRAINING:
@@ -147,23 +163,23 @@ class Heart:
         if pulse is not Pulse.LOST:
             return
         log.warning("lease ran out; coming back under a new id", extra={"worker_id": str(self.worker_id)})
-        self._rows_before = self._rows()
+        self._rows_before = self._rows_told
         self.worker_id = uuid.uuid4()
         self._register()
 
     def _tell(self) -> Pulse:
+        rows = sum(self._done(lane)[0] for lane in Lane)
         pulse = self._workers.heartbeat(
             self.worker_id,
             lease_s=self._settings.lease_s,
             models=self._loaded(),
             rows_per_s=self._rate,
-            rows_done=self._rows() - self._rows_before,
+            rows_done=rows - self._rows_before,
         )
+        if pulse is not Pulse.LOST:
+            self._rows_told = rows
         self._report(self.worker_id)
         return pulse
-
-    def _rows(self) -> int:
-        return sum(self._done(lane)[0] for lane in Lane)
 
 
 def _is_gone(pid: int) -> bool:

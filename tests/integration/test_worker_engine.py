@@ -180,6 +180,19 @@ def test_a_model_that_cannot_be_loaded_fails_its_jobs_and_no_others(rig: Rig, on
     assert rig.view(jobs[0]).code == "model_error"
 
 
+def test_claims_that_bring_nothing_though_there_is_work_are_told_of(rig: Rig, onnx_file: Path) -> None:
+    """Postgres may have had this worker drain: nothing is claimed, and a heartbeat is to ask."""
+    model = rig.add("double", small_models.double(onnx_file))
+    rig.pixels(model, [1, 2])
+    assert [s["jobs"] for s in rig.work()] == [1]
+    assert rig.empty == []
+    rig.store.workers.drain(rig.worker_id)
+    job = rig.pixels(model, [3, 4])
+    assert rig.work() == []
+    assert rig.empty
+    assert rig.statuses([job]) == ["queued"]
+
+
 def test_what_is_not_on_the_device_is_given_back_when_the_drain_begins(
     store: Store, redis_url: str, tmp_path: Path
 ) -> None:

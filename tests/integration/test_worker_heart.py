@@ -1,0 +1,103 @@
+"""The lease of a worker process: what its beats tell, and what they learn."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import stack
+
+from batchline.job import Lane
+from batchline.settings import Settings
+from batchline.store import Store
+from workers import heartbeat
+from workers.heartbeat import Heart
+
+
+class Told:
+    """A heart, what its process has done, and what it has heard."""
+
+    def __init__(self, store: Store, heartbeat_s: float) -> None:
+        self.rows = 0
+        self.drained = threading.Event()
+        self.beats = 0
+        settings = Settings(instance="one", heartbeat_s=heartbeat_s, lease_s=60.0)
+        self.heart = Heart(
+            store.workers,
+            settings,
+            loaded=lambda: "digits@1",
+            done=lambda lane: (self.rows if lane is Lane.ONLINE else 0, 1.0),
+            on_drain=self.drained.set,
+            report=self._report,
+        )
+
+    def _report(self, _worker: uuid.UUID) -> None:
+        self.beats += 1
+
+
+@pytest.fixture
+def hearts(store: Store) -> Iterator[Callable[[float], Told]]:
+    """Hearts by their heartbeat_s, stopped at the end."""
+    made: list[Told] = []
+
+    def make(heartbeat_s: float) -> Told:
+        made.append(Told(store, heartbeat_s))
+        made[-1].heart.start()
+        return made[-1]
+
+    yield make
+    for told in made:
+        told.heart.stop()
+
+
+def _until(true: Callable[[], Any], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _rows_done(url: str) -> list[int]:
+    return [row[0] for row in stack.query(url, "SELECT rows_done FROM workers ORDER BY started_at")]
+
+
+def test_a_beat_that_is_asked_for_comes_soon(
+    store: Store, hearts: Callable[[float], Told], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told to drain, a worker learns it long before the next beat would be due."""
+    monkeypatch.setattr(heartbeat, "_SOON", 0.005)
+    told = hearts(30.0)
+    _until(lambda: told.beats == 1)
+    store.workers.drain(told.heart.worker_id)
+    told.heart.soon()
+    assert told.drained.wait(15.0)
+
+
+def test_rows_are_told_with_each_beat_and_the_last_ones_at_the_end(
+    store: Store, hearts: Callable[[float], Told], database_url: str
+) -> None:
+    """The row names the instance, and its lease ends with the process."""
+    told = hearts(0.05)
+    told.rows = 5
+    _until(lambda: _rows_done(database_url) == [5])
+    told.rows = 7
+    told.heart.stop()
+    assert _rows_done(database_url) == [7]
+    assert [(w.live, w.instance, w.models) for w in store.workers.list()] == [(False, "one", "digits@1")]
+
+
+def test_who_comes_back_under_a_new_id_does_not_tell_its_rows_twice(
+    store: Store, hearts: Callable[[float], Told], database_url: str
+) -> None:
+    """What the old id has told stands; the new one counts from there."""
+    told = hearts(0.05)
+    told.rows = 5
+    _until(lambda: _rows_done(database_url) == [5])
+    store.workers.bury([told.heart.worker_id])
+    _until(lambda: _rows_done(database_url) == [5, 0])
+    told.rows = 9
+    _until(lambda: _rows_done(database_url) == [5, 4])
