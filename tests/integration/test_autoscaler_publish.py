@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -67,6 +69,20 @@ def test_metrics_say_what_is_seen_wanted_and_done() -> None:
     publisher.failed(pool="m1", provider="local", call="launch", trouble="capacity")
     assert value("launched_total", pool="m1", provider="local") == 3
     assert value("provider_errors_total", pool="m1", provider="local", call="launch", trouble="capacity") == 1
+
+
+def test_the_metrics_of_the_docs_exist() -> None:
+    """Every name in the table of docs/operations.md is one that some process serves."""
+    text = (
+        (Path(__file__).parents[2] / "docs" / "operations.md")
+        .read_text()
+        .partition("## Metrics")[2]
+        .partition("## ")[0]
+    )
+    named = set(re.findall(r"`(batchline_\w+)", text))
+    known = {family.name + ("_total" if family.type == "counter" else "") for family in REGISTRY.collect()}
+    assert len(named) > 10
+    assert named <= known
 
 
 def test_a_decision_keeps_its_signals_and_limits() -> None:
