@@ -294,6 +294,19 @@ def test_a_scaler_that_just_started_gives_nothing_up_before_it_has_seen_what_arr
     assert "starting" not in {i.status.value for i in store.instances.list()}
 
 
+def test_a_scaler_that_has_looked_on_from_the_beginning_gives_up_as_soon_as_its_policy_says(store, tmp_path, model):
+    """The minute at the start is none at the first scale-in."""
+    rig = Rig(store, tmp_path, "policy_options = { rows_per_worker = 10, cooldown_s = 100 }")
+    rig.submit(model, 30)
+    rig.tick()
+    store.db.run("DELETE FROM jobs")
+    store.db.run("DELETE FROM backlog")
+    rig.tick(19)
+    assert [i.status.value for i in store.instances.list()] == ["starting"] * 3
+    rig.tick(3)
+    assert "starting" not in {i.status.value for i in store.instances.list()}
+
+
 def test_two_scalers_at_once_launch_once(store, tmp_path, model):
     """One leads; the other looks on, and takes over when the first resigns."""
     rig = Rig(store, tmp_path, "min_workers = 3")
@@ -332,3 +345,16 @@ def test_workers_that_others_start_along_with_it_are_waited_for(store, tmp_path)
     assert rig.cloud.live() == set()
     rig.tick(3)
     assert len(rig.cloud.live()) == 1
+
+
+def test_what_idles_is_given_up_when_the_policy_says_so(store, tmp_path, model):
+    """A scaler that started before its instances has seen all that arrived: it thinks no minute longer."""
+    rig = Rig(store, tmp_path, "max_workers = 2")
+    rig.submit(model, 20)
+    crew = Crew(store, rig.cloud, model)
+    rig.tick(30, crew=crew)
+    given_up = [i for i in store.instances.list(gone_within_s=3600) if i.status is not InstanceStatus.SERVING]
+    assert len(given_up) == 2
+    rig.submit(model, 20)
+    rig.tick(20, crew=crew)
+    assert rig.cloud.live() == set()
