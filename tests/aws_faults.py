@@ -102,12 +102,11 @@ class AwsFaults:
             _text(i, "instanceId") for i in self._instances_now() if _alive(i) and _tag(i, "batchline:pool") == pool
         ]
 
-    def duplicates(self, pool: str, wanted: dict[str, int]) -> list[str]:
-        """Launches that have brought more instances than they were to, dead ones included."""
-        brought = Counter(
-            _tag(i, "batchline:launch") for i in self._instances_now() if _tag(i, "batchline:pool") == pool
-        )
-        return [launch for launch, n in brought.items() if n > wanted.get(launch, 0)]
+    def duplicates(self, stack: str, wanted: dict[str, int]) -> list[str]:
+        """Launches of a stack that have brought more instances than they were to, dead ones included."""
+        mine = [i for i in self._instances_now() if _tag(i, "batchline:stack") == stack]
+        brought = Counter(_tag(i, "batchline:launch") for i in mine)
+        return [launch for launch, n in brought.items() if launch and n > wanted.get(launch, 0)]
 
     def reset(self) -> None:
         """A good day again."""
@@ -116,6 +115,13 @@ class AwsFaults:
         self.sold_out, self.room, self.denied = set(), {}, set()
         self.calls.clear()
         self.peak.clear()
+
+    def settle(self) -> None:
+        """What is so now has been so for long."""
+        with self._lock:
+            for past in self._past.values():
+                past.clear()
+            self.remember()
 
     def remember(self) -> None:
         """Keep what is so now, for listings of the past; call it after a change behind the proxy's back."""

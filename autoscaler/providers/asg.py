@@ -128,12 +128,13 @@ class AsgProvider:
             ProviderError: CAPACITY when none came in time, or MaxSize is reached.
         """
         with self._lock:
+            first = self._first.setdefault(launch.id, self._clock())
             known = {x["InstanceId"]: x for x in aws.instances(self._aws, self._ours())}
             taken = {id_: by for id_, x in known.items() if (by := aws.launch_id_of(x)) is not None} | self._taken
             mine = [self._entered(id_, known) for id_, by in taken.items() if by == launch.id]
             if len(mine) >= launch.count:
+                self._first.pop(launch.id, None)
                 return mine
-            first = self._first.setdefault(launch.id, self._clock())
             group = self._group()
             mine += self._take(launch, group, taken, launch.count - len(mine), known)
             if len(mine) < launch.count and self._grow(launch, group, taken):
@@ -152,13 +153,17 @@ class AsgProvider:
             return mine
 
     def list(self) -> Sequence[Found]:
-        """As the contract says, by tags: also what has left the group."""
+        """As the contract says, by tags: also what has left the group.
+
+        What no launch has taken is left out while one waits for instances: it would be counted beside what is awaited.
+        """
         self._prices.refresh()
-        return [
+        listed = [
             Found(self._found(x), self._pool, launch, aws.state_of(x) == "shutting-down", aws.age_s(x))
             for x in aws.instances(self._aws, self._ours() | {"instance-state-name": aws.LIVING})
             for launch in [aws.launch_id_of(x) or self._taken.get(x["InstanceId"])]
         ]
+        return [found for found in listed if found.launch_id or not self._first]
 
     def end(self, instance_ids: Sequence[str]) -> None:
         """As the contract says: each by itself, the group made smaller by it; what no group knows, EC2 ends."""

@@ -63,7 +63,7 @@ def options(aws: Cloud, **changed: Any) -> Options:
 
 
 def provider(aws: Cloud, pool: str, **changed: Any) -> Ec2SpotProvider:
-    return Ec2SpotProvider(pool, options(aws, **changed), stack="test", clock=clock)
+    return Ec2SpotProvider(pool, options(aws, **changed), stack=f"s-{pool}", clock=clock)
 
 
 def a_launch(pool: str, count: int = 1, total: int | None = None) -> Launch:
@@ -141,7 +141,7 @@ def test_without_the_token_there_would_be_duplicates(aws: Cloud, pool: str, monk
         made.launch(launch)
     made.launch(launch)
     assert len(aws.proxy.alive(pool)) == 6
-    assert aws.proxy.duplicates(pool, {str(launch.id): 3}) == [str(launch.id)]
+    assert aws.proxy.duplicates(f"s-{pool}", {str(launch.id): 3}) == [str(launch.id)]
 
 
 def test_a_pool_without_capacity_is_left_alone_for_three_minutes(aws: Cloud, pool: str) -> None:
@@ -321,4 +321,4 @@ def test_a_bad_hour(aws: Cloud, pool: str) -> None:
         wanted[str(launch.id)] = 2
         assert len(launched(made, launch)) == 2
     assert len(aws.proxy.alive(pool)) == 12
-    assert not aws.proxy.duplicates(pool, wanted)
+    assert not aws.proxy.duplicates(f"s-{pool}", wanted)
