@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from autoscaler.providers.contract import Found
 from autoscaler.reconcile import Memory, Plan, Rules, plan
@@ -168,3 +170,40 @@ def test_each_id_is_judged_for_itself():
     assert [f.instance.id for f in made.adopt] == ["new", "orphan"]
     assert [id_ for id_, _ in made.stop] == ["late", "orphan"]
     assert made.gone == ("lost",)
+
+
+IDS = "abcd"
+INSTANCES = st.builds(
+    known,
+    st.sampled_from(IDS),
+    status=st.sampled_from(InstanceStatus),
+    workers=st.integers(0, 1),
+    running=st.integers(0, 1),
+    age_s=st.sampled_from([1.0, 100.0, 1000.0]),
+    launch_id=st.sampled_from([LAUNCH, None]),
+)
+LISTED = st.builds(
+    found,
+    st.sampled_from(IDS),
+    launch=st.sampled_from([LAUNCH, uuid.UUID(int=7), None]),
+    ending=st.booleans(),
+    age_s=st.sampled_from([1.0, 1000.0]),
+)
+
+
+@given(
+    st.lists(st.tuples(st.lists(INSTANCES, unique_by=lambda i: i.id), st.none() | st.lists(LISTED)), min_size=1),
+    st.sampled_from([1.0, 90.0, 700.0]),
+)
+def test_whatever_is_seen_nothing_that_works_is_dropped_or_ended(looks, every_s):
+    """Of any sequence of ledgers and listings; and what is known is never entered, what is listed never dropped."""
+    memory = Memory()
+    for n, (ledger, listing) in enumerate(looks):
+        made = compare(ledger, listing, memory, now=n * every_s)
+        memory, by_id, listed = made.memory, {i.id: i for i in ledger}, {f.instance.id for f in listing or ()}
+        assert not any(by_id[id_].running and by_id[id_].workers for id_ in (*made.gone, *made.end))
+        assert not {f.instance.id for f in made.adopt} & set(by_id)
+        assert not set(made.gone) & listed
+        assert set(made.gone) <= set(by_id)
+        assert set(made.end) <= listed
+        assert {id_ for id_, _ in made.stop} <= set(by_id) | {f.instance.id for f in made.adopt}
