@@ -127,6 +127,11 @@ WITH old AS (
 SELECT 1 FROM old
 """
 
+# Nobody asks for a launch that was settled so long ago; what it brought tells of itself.
+_PRUNE_LAUNCHES = """
+DELETE FROM launches WHERE settled_at IS NOT NULL AND created_at < now() - interval '7 days' RETURNING 1
+"""
+
 _QUEUED = (
     "SELECT tenant_id, model_id, lane, rows, created_at FROM jobs WHERE status = 'queued' AND EXISTS (SELECT FROM turn)"
 )
@@ -190,7 +195,7 @@ class Chores:
             len(self._db.run(sql, {"kept": kept, "step": _STEP, "before": first_id_at(now - kept)}))
             for sql, kept in steps
         )
-        return pruned + len(self._db.run(_PRUNE_WORKERS))
+        return pruned + len(self._db.run(_PRUNE_WORKERS)) + len(self._db.run(_PRUNE_LAUNCHES))
 
     def count_backlog(self, *, every_s: float) -> None:
         self._db.run(_COUNT, {"every": every_s})

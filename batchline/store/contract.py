@@ -351,7 +351,8 @@ class Chores(Protocol):
         ...
 
     def prune(self, *, results_kept_s: float, jobs_kept_s: float, keys_kept_s: float) -> int:
-        """One step each: inputs and results of jobs that ended so long ago, job rows, idempotency keys, dead workers.
+        """One step each: inputs and results of jobs that ended so long ago, job rows, idempotency keys, dead workers,
+        settled launches.
 
         Slices are left to `Batches.prune`. A row goes only after its result has gone, in a later step.
 

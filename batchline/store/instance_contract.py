@@ -187,8 +187,8 @@ class Instances(Protocol):
         """Move an instance to STOPPING at once: it never registered, or is an orphan.
 
         Returns:
-            True if it is STOPPING. False if a worker lives on it or a job is held: then it is drained, and `drained` will
-            tell of it. Also False if it is unknown or gone, or `leader` does not lead.
+            True if it is STOPPING. False if a worker lives on it or a job is held: then it is drained, and `drained`
+            will tell of it. Also False if it is unknown or gone, or `leader` does not lead.
         """
         ...
 

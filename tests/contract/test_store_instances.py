@@ -357,3 +357,14 @@ def test_cost_is_time_times_price(store, leader, database_url):
     stack.query(database_url, "UPDATE instances SET gone_at = now() - interval '90 minutes' WHERE id = 'b'")
     assert store.instances.cost_since("cpu", since) == pytest.approx(2.0, abs=0.01)
     assert store.instances.cost_since("gpu", since) == 0.0
+
+
+def test_settled_launches_are_forgotten_after_a_week(store, leader, database_url):
+    """Their instances stay, and so does a launch whose outcome nobody knows yet."""
+    _launched(store, leader, "a")
+    waiting = _intend(store, leader)
+    stack.query(database_url, "UPDATE launches SET created_at = now() - interval '8 days'")
+    assert store.chores.prune(results_kept_s=1e7, jobs_kept_s=1e7, keys_kept_s=1e7) == 1
+    assert store.chores.prune(results_kept_s=1e7, jobs_kept_s=1e7, keys_kept_s=1e7) == 0
+    assert [x.id for x in store.instances.unsettled()] == [waiting.id]
+    assert _statuses(store) == {"a": "starting"}
