@@ -192,7 +192,8 @@ class Autoscaler:
         """Whether a scaler that found workers at its start would give some up before it has seen what arrives."""
         now = self._clock.monotonic()
         found = min(config.policy.remembers_s, _WATCH_S) if look.managed else 0.0
-        return decision.desired < look.signals.total and now < self._keep_until.setdefault(config.pool, now + found)
+        until = self._keep_until.setdefault(config.pool, now + found)
+        return decision.desired < look.signals.total and now < until
 
     def _standing(self, config: PoolConfig) -> Standing:
         """With the budget of the day, of a pool that a file names."""

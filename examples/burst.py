@@ -87,12 +87,12 @@ class Watch:
         self._store.close()
 
     def until(self, met: Any, what: str) -> float:
-        """Wait until `met` says yes to what was seen; returns when."""
-        deadline = time.monotonic() + PATIENCE_S
-        while not (self.seen.at and met(self.seen)):
+        """Wait until `met` says yes to what was seen since this call; returns when it was seen."""
+        begun = time.monotonic()
+        while not (self.seen.at and self.seen.at[-1] > begun + 2 * SAMPLE_S and met(self.seen)):
             if not self._thread.is_alive():
                 raise BatchlineError(f"waiting for: {what}; the system has ended.")
-            if time.monotonic() > deadline:
+            if time.monotonic() > begun + PATIENCE_S:
                 raise BatchlineError(f"waiting for: {what}; not within {PATIENCE_S:g} s.")
             time.sleep(SAMPLE_S / 2)
         return self.seen.at[-1]
