@@ -113,6 +113,13 @@ AUTOSCALER: Json = {
                 "enabled": 1.0,
             },
             "instances": {"starting": 2, "serving": 1, "draining": 0, "stopping": 0},
+            "budget": {
+                "per_day": 5.0,
+                "spent_today": 4.2,
+                "standing": "warned",
+                "bulk_held_until": None,
+                "at": "2026-11-22T06:00:05Z",
+            },
             "decisions": [
                 {
                     "at": "2026-11-22T06:00:05Z",

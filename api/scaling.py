@@ -15,6 +15,7 @@ from litestar.response.base import ASGIResponse
 
 from api.http import answer, headers_of
 from api.services import Services
+from batchline.store.cost_contract import PoolMoney
 from batchline.store.instance_contract import Instance, InstanceStatus, Scaling
 
 AnyRequest = Request[Any, Any, Any]
@@ -80,8 +81,10 @@ class ScalingRoutes:
         ledger, now = self._s.store.instances, datetime.now(UTC)
         instances = ledger.list(gone_within_s=_GONE_WITHIN_S)
         decided = {scaling.pool for scaling in ledger.decisions(limit=1000, since=now - _TOLD_WITHIN)}
+        money = {m.pool: m for m in self._s.store.costs.money()}
         pools = {
             pool: _pool(ledger.decisions(pool=pool, limit=_SHOWN), [i for i in instances if i.pool == pool], now)
+            | {"budget": _budget(money.get(pool))}
             for pool in sorted(decided | {i.pool for i in instances if i.status is not InstanceStatus.GONE})
         }
         return {"object": "autoscaler", "pools": pools, "instances": [_instance(i) for i in instances]}
@@ -100,6 +103,19 @@ def _pool(decisions: Sequence[Scaling], instances: Sequence[Instance], now: date
         "limits": limits,
         "instances": {status.value: counts[status] for status in InstanceStatus if status is not InstanceStatus.GONE},
         "decisions": [{"at": d.at, "desired": d.desired, "reason": d.reason} for d in decisions],
+    }
+
+
+def _budget(money: PoolMoney | None) -> dict[str, object] | None:
+    """How the pool stands with its money of today (UTC); None without a budget."""
+    if money is None or money.budget_per_day is None:
+        return None
+    return {
+        "per_day": money.budget_per_day,
+        "spent_today": money.spent_today,
+        "standing": money.standing.value,
+        "bulk_held_until": money.bulk_held_until,
+        "at": money.updated_at,
     }
 
 

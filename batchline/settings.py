@@ -85,6 +85,8 @@ class Settings:
     results_kept_s: float = 7 * 86400.0
     jobs_kept_s: float = 30 * 86400.0
     idempotency_kept_s: float = 86400.0
+    costs_kept_s: float = 92 * 86400.0
+    """Of hours of workers' time, and of instances that are gone: what costs are counted from."""
 
     blobs: str = "file://blobs"
     """Where uploaded files and batch outputs are kept: file://FOLDER or s3://BUCKET/PREFIX."""

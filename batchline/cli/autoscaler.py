@@ -50,6 +50,9 @@ def status(*, as_json: Json = False) -> None:
             f" {seen['draining']:.0f} draining), {pool['desired']} wanted{most} ({pool['reason']});"
             f" {seen['queued_rows']:.0f} rows queued, the oldest for {seconds(seen['oldest_age_s'])}"
         )
+        if (budget := pool.get("budget")) and budget["standing"] != "well":
+            held = f"; batches wait until {budget['bulk_held_until']}" if budget["bulk_held_until"] else ""
+            note(f"pool {name}: {budget['spent_today']:.2f} of {budget['per_day']:g} for today is spent{held}")
         if pool["age_s"] > _STALE_S:
             note(f"pool {name}: this was decided {seconds(pool['age_s'])} ago; does the autoscaler still run?")
     if not pools:

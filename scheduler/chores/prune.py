@@ -1,4 +1,4 @@
-"""Prune: delete results, jobs, batches, keys and dead workers past their retention, ten thousand at a time."""
+"""Prune: delete results, jobs, batches, keys, dead workers and costs past their retention, ten thousand at a time."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ def prune(settings: Settings, store: Store) -> Chore:
             jobs_kept_s=settings.jobs_kept_s,
             keys_kept_s=settings.idempotency_kept_s,
         )
-        return max(batches, jobs)
+        return max(batches, jobs, store.costs.prune(kept_s=settings.costs_kept_s))
 
     return Chore("prune", 60.0, step, portion=store.chores.STEP)
