@@ -345,13 +345,3 @@ def test_workers_that_others_start_along_with_it_are_waited_for(store, tmp_path)
     assert rig.cloud.live() == set()
     rig.tick(3)
     assert len(rig.cloud.live()) == 1
-
-
-def test_what_idles_is_given_up_when_the_policy_says_so(store, tmp_path, model):
-    """A scaler that started before its instances has seen all that arrived: it does not wait another minute."""
-    rig = Rig(store, tmp_path, "policy_options = { rows_per_worker = 10, cooldown_s = 60 }\nmax_workers = 1")
-    jobs, crew = rig.submit(model, 5), Crew(store, rig.cloud, model)
-    while {view.status for view in store.jobs.read(jobs).values()} != {Status.SUCCEEDED}:
-        rig.tick(crew=crew)
-    rig.tick(60 // 5 + 2)
-    assert InstanceStatus.SERVING not in rig.ledger().values()
