@@ -16,6 +16,8 @@ from object_store import CREDENTIALS
 from worker_process import PRODUCT, a_worker, until
 from worker_rig import Rig
 
+from autoscaler import config as configuration
+from autoscaler.__main__ import _listener
 from autoscaler.config import ADVICE
 from autoscaler.interruptions import Interruptions, Options
 from autoscaler.loop import Autoscaler
@@ -130,6 +132,17 @@ def test_a_queue_that_is_not_there_is_refused_at_start_with_what_to_do(queue: Qu
         listener.check()
     with pytest.raises(ProviderError):
         listener.listen(0)
+
+
+def test_the_autoscalers_file_names_the_queue(queue: Queue) -> None:
+    """A table [interruptions]; what it says wrong is refused, all the same at the start and by `check`."""
+    table = f'[interruptions]\nqueue_url = "{queue.url}"\nendpoint_url = "{queue.options.endpoint_url}"\n'
+    listener = _listener(configuration.parse(table, "f.toml"), None)
+    assert listener is not None
+    assert _listener(configuration.parse("", "f.toml"), None) is None
+    for wrong in ("[interruptions]\n", table.replace("queue_url", "queue"), table.replace(queue.url, queue.url + "x")):
+        with pytest.raises(SettingsError, match="interruptions"):
+            _listener(configuration.parse(wrong, "f.toml"), None)
 
 
 def test_an_interruption_has_the_instances_workers_leave(

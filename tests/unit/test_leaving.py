@@ -1,0 +1,98 @@
+"""How a worker leaves: what it holds has a time to finish, and there is an end in any case."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import pytest
+
+from batchline.job import ClaimedJob, new_job_id
+from workers.leaving import Leave
+from workers.turns import Turns
+
+
+def a_job() -> ClaimedJob:
+    return ClaimedJob(new_job_id(), 1, 1, 1, 0, 1, suspect=False, queued_ms=0.0, payload=b"")
+
+
+@pytest.fixture
+def leave() -> Leave:
+    return Leave()
+
+
+def test_without_time_all_is_given_back_at_once(leave: Leave) -> None:
+    """SIGTERM."""
+    leave.begin("SIGTERM")
+    assert (leave.closing.is_set(), leave.draining.is_set(), leave.left_s) == (True, True, 0.0)
+
+
+def test_with_time_nothing_is_claimed_and_nothing_given_back(leave: Leave) -> None:
+    """A spot notice."""
+    leave.begin("spot", 60.0)
+    assert (leave.closing.is_set(), leave.draining.is_set()) == (True, False)
+    assert 59 < leave.left_s <= 60
+
+
+def test_who_asks_again_can_only_shorten_the_time(leave: Leave) -> None:
+    """A drain of half a minute comes after a notice of two, and not the other way round; SIGTERM outranks both."""
+    leave.begin("spot", 100.0)
+    leave.begin("drain", 30.0)
+    assert (leave.reason, leave.left_s <= 30) == ("drain", True)
+    leave.begin("spot", 100.0)
+    assert (leave.reason, leave.left_s <= 30) == ("drain", True)
+    leave.begin("SIGTERM")
+    assert (leave.reason, leave.left_s, leave.draining.is_set()) == ("SIGTERM", 0.0, True)
+
+
+def test_with_empty_hands_nobody_waits(leave: Leave) -> None:
+    leave.begin("spot", 60.0)
+    began = time.monotonic()
+    leave.let_finish(Turns())
+    assert leave.draining.is_set()
+    assert time.monotonic() - began < 30
+
+
+def test_what_is_in_hand_goes_on_until_the_time_is_up(leave: Leave) -> None:
+    """Then the rest is given back, by whoever has it in hand."""
+    turns = Turns()
+    with turns.hold([a_job()]):
+        leave.begin("spot", 0.3)
+        began = time.monotonic()
+        leave.let_finish(turns)
+        assert time.monotonic() - began >= 0.3
+    assert leave.draining.is_set()
+
+
+def test_less_time_while_waiting_is_noticed(leave: Leave) -> None:
+    """SIGTERM comes while a slice is being finished."""
+    turns = Turns()
+    with turns.hold([a_job()]):
+        leave.begin("spot", 600.0)
+        thread = threading.Thread(target=leave.let_finish, args=(turns,), daemon=True)
+        thread.start()
+        leave.begin("SIGTERM")
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_the_way_out_is_noted_first_and_ends_the_process_if_nothing_else_does(
+    leave: Leave, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Postgres knows before nudges stop; a thread that gives nothing back keeps nobody alive."""
+    steps: list[object] = []
+    monkeypatch.setattr(os, "_exit", steps.append)
+    turns = Turns()
+    with turns.hold([a_job()]):
+        out = threading.Thread(
+            target=lambda: leave.see_out(
+                turns, note=lambda: steps.append("noted"), stop=lambda: steps.append("stopped"), give_back_s=0.05
+            ),
+            daemon=True,
+        )
+        out.start()
+        assert steps == []
+        leave.begin("spot", 0.1)
+        out.join(20)
+    assert steps == ["noted", "stopped", 1]
