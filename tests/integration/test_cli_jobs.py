@@ -1,17 +1,22 @@
-"""Commands that go through the API, against a whole system: submit, wait, jobs, cancel, models, workers, doctor."""
+"""Commands that go through the API, against a whole system: jobs, models, workers, costs, doctor."""
 
 from __future__ import annotations
 
 import io
 import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small_models
 from cli_runner import Run, runner
 from system import System, running_system
+
+from batchline.store import open_store
+from batchline.store.cost_contract import PoolMoney
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +102,44 @@ def test_workers_are_shown_and_all_is_well(run: Run) -> None:
     code, out, err = run("doctor", "--json")
     assert code == 0, (out, err)
     assert {"api", "key", "workers", "queue"} <= {f["part"] for f in json.loads(out)["parts"]}
+
+
+def test_a_real_workers_time_is_priced_and_told_by_the_command(system: System, run: Run) -> None:
+    """A job and a batch cost something, what is left is idle, and it all adds up to the worker's time."""
+    assert run("costs")[0] == 0
+    store = open_store(system.env["DATABASE_URL"], connections=1)
+    store.costs.keep(PoolMoney("cpu", price_per_hour=3.6e6))
+    store.close()
+    job_id = run("submit", "double", "--rows", "[[1, 2]]", "--wait", "--json")[1]
+    job_id = json.loads(job_id)["id"]
+    Path("rows.jsonl").write_text("".join(f'{{"x": [{n}, {n}]}}\n' for n in range(5000)))
+    batch_id = json.loads(run("batch", "create", "double", "--input", "rows.jsonl", "--wait", "--json")[1])["id"]
+
+    def until(done: Callable[[], Any]) -> Any:
+        deadline = time.monotonic() + 60.0
+        while not (found := done()):
+            assert time.monotonic() < deadline
+        return found
+
+    job = until(lambda: (found := json.loads(run("costs", "--job", job_id, "--json")[1]))["cost"] and found)
+    assert job["cost"] == pytest.approx(job["worker_s"] * 1000, rel=1e-6)
+    batch = until(lambda: json.loads(run("batch", "status", batch_id, "--json")[1])["cost"])
+    assert batch > job["cost"] > 0
+    assert "cost: " in run("batch", "status", batch_id)[1]
+    assert job_id in run("costs", "--job", job_id)[1]
+
+    told = json.loads(run("costs", "--by", "batch", "--json")[1])
+    lines = {(line["key"], line["idle"]): line["cost"] for line in told["data"]}
+    assert set(lines) == {(batch_id, False), (None, False), (None, True)}
+    assert sum(lines.values()) == pytest.approx(told["total"]["cost"])
+    assert lines[None, True] > 0
+    code, out, err = run("costs", "--by", "model")
+    assert code == 0
+    assert "double@1" in out
+    assert "(idle)" in out
+    assert "1 machines for" in err
+    assert run("costs", "--from", "yesterday")[0] == 2
+    assert run("costs", "--job", "job_none")[0] == 1
 
 
 def test_a_wrong_key_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
