@@ -136,13 +136,14 @@ def test_a_queue_that_is_not_there_is_refused_at_start_with_what_to_do(queue: Qu
 
 def test_the_autoscalers_file_names_the_queue(queue: Queue) -> None:
     """A table [interruptions]; what it says wrong is refused, all the same at the start and by `check`."""
+    pool = "[pools.cpu]\n"
     table = f'[interruptions]\nqueue_url = "{queue.url}"\nendpoint_url = "{queue.options.endpoint_url}"\n'
-    listener = _listener(configuration.parse(table, "f.toml"), None)
+    listener = _listener(configuration.parse(pool + table, "f.toml"), None)
     assert listener is not None
-    assert _listener(configuration.parse("", "f.toml"), None) is None
+    assert _listener(configuration.parse(pool, "f.toml"), None) is None
     for wrong in ("[interruptions]\n", table.replace("queue_url", "queue"), table.replace(queue.url, queue.url + "x")):
         with pytest.raises(SettingsError, match="interruptions"):
-            _listener(configuration.parse(wrong, "f.toml"), None)
+            _listener(configuration.parse(pool + wrong, "f.toml"), None)
 
 
 def test_an_interruption_has_the_instances_workers_leave(
