@@ -199,7 +199,7 @@ def interrupted(
     rig: Rig, folder: Path, database_url: str, redis_url: str, *, rounds: int, deaf: bool = False
 ) -> tuple[list[Round], Cost]:
     """So many notices, by turns with enough time to finish the slice in hand and with none."""
-    batch = Rounds(rig, folder, database_url, redis_url, slices=8 * rounds)
+    batch = Rounds(rig, folder, database_url, redis_url, slices=6 * rounds)
     for number in range(rounds):
         with fake_imds.fake_imds() as imds, batch.worker(imds, deaf=deaf) as worker:
             imds.warn()
