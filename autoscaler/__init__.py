@@ -1,1 +1,1 @@
-"""The autoscaler: observes the queue and says how many workers it wants. It advises; it launches nothing yet."""
+"""The autoscaler: observes the queue, decides how many workers it wants, launches and drains through a ledger."""

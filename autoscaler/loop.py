@@ -30,6 +30,7 @@ log = logging.getLogger("autoscaler")
 _TELL_S = 60.0
 """A decision that stays the same is kept and logged this often."""
 _WATCH_S = 60.0
+"""A scaler that found workers at its start looks on for so long before it gives any up."""
 
 
 class Autoscaler:
