@@ -144,19 +144,24 @@ def test_a_lost_end_ends_nothing_else(cluster, provider):
 
 
 def test_conflicts_are_read_again(cluster, provider):
-    """Somebody changes the Deployment between read and write, three times: it is done once, by what is true then."""
-    times = [3]
+    """Somebody scales between our read and our write, twice: ours is done once, on top of theirs."""
+    deployment, times = cluster.deployments[kube_server.DEPLOYMENT], [2]
 
     def rule(method: str, path: str) -> None:
-        if method == "PATCH" and times[0]:
+        if method == "PATCH" and path.endswith(kube_server.DEPLOYMENT) and times[0]:
             times[0] -= 1
-            cluster.touch(cluster.deployments[kube_server.DEPLOYMENT])
+            deployment["spec"]["replicas"] += 1
+            cluster.control()
+            cluster.run()
 
     cluster.rule = rule
-    assert len(provider.launch(a_launch(1, 3))) == 1
-    times[0] = 3
-    provider.end([min(cluster.names())])
-    assert cluster.replicas == 2
+    assert len(provider.launch(a_launch(1, 9))) == 1
+    assert cluster.replicas == 5
+    cluster.run()
+    times[0] = 2
+    chosen = min(cluster.names())
+    provider.end([chosen])
+    assert (cluster.replicas, chosen in cluster.names()) == (6, False)
 
 
 def test_endless_conflicts_end(cluster, options):
