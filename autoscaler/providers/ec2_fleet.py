@@ -115,35 +115,32 @@ def request(
     }
 
 
-def read(answer: Mapping[str, Any]) -> Answer:
-    """An answer of CreateFleet."""
+def read(answer: Mapping[str, Any], options: Options) -> Answer:
+    """An answer of CreateFleet; places are told as the options name them."""
+    place = "SubnetId" if options.subnets else "AvailabilityZone"
     short: list[Pool] = []
     unsold: list[Pool] = []
     refused: list[tuple[str, str]] = []
     for error in answer.get("Errors", []):
         code = str(error.get("ErrorCode", ""))
         overrides = error.get("LaunchTemplateAndOverrides", {}).get("Overrides", {})
-        pool = Pool(overrides.get("InstanceType", ""), _place(overrides), _market(error))
+        pool = Pool(overrides.get("InstanceType", ""), overrides.get(place, ""), _market(error))
         if code in NOT_OFFERED_CODES:
             unsold.append(pool)
         elif code in aws.CAPACITY_CODES or code in aws.THROTTLING_CODES:
             short.append(pool)
         else:
             refused.append((code, str(error.get("ErrorMessage", ""))))
-    brought = [one for group in answer.get("Instances", []) for one in _brought(group)]
+    brought = [one for group in answer.get("Instances", []) for one in _brought(group, place)]
     return Answer(tuple(brought), tuple(short), tuple(unsold), tuple(refused))
 
 
-def _brought(group: Mapping[str, Any]) -> list[Brought]:
+def _brought(group: Mapping[str, Any], place: str) -> list[Brought]:
     overrides = group.get("LaunchTemplateAndOverrides", {}).get("Overrides", {})
     kind = str(group.get("InstanceType") or overrides.get("InstanceType", ""))
     zone = str(group.get("AvailabilityZone") or overrides.get("AvailabilityZone", ""))
-    place = _place(overrides)
-    return [Brought(str(id_), kind, place, zone, _market(group)) for id_ in group.get("InstanceIds", [])]
-
-
-def _place(overrides: Mapping[str, Any]) -> str:
-    return str(overrides.get("SubnetId") or overrides.get("AvailabilityZone") or "")
+    where = str(overrides.get(place) or group.get(place, ""))
+    return [Brought(str(id_), kind, where, zone, _market(group)) for id_ in group.get("InstanceIds", [])]
 
 
 def _market(entry: Mapping[str, Any]) -> str:

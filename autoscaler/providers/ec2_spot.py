@@ -146,7 +146,7 @@ class Ec2SpotProvider:
     def _fleet(self, asked: dict[str, Any], token: str) -> Answer | None:
         """Ask for a fleet; None when the token was used for something that reads differently."""
         try:
-            answer = ec2_fleet.read(self._aws.act("ec2").create_fleet(ClientToken=token, **asked))
+            answer = ec2_fleet.read(self._aws.act("ec2").create_fleet(ClientToken=token, **asked), self._options)
         except aws.FAULTS as e:
             if aws.code_of(e) in aws.REPEATED_CODES:
                 return None

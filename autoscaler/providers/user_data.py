@@ -94,7 +94,6 @@ def settings(worker: Worker, *, pool: str, region: str) -> str:
         "BATCHLINE_POOL": pool,
         "BATCHLINE_MODELS": str(DATA / "models"),
         "BATCHLINE_SPOT_NOTICE": "imds",
-        "BATCHLINE_SPOT_NOTICE": "imds",
         "BATCHLINE_START_PARAMETERS": worker.parameters,
         "BATCHLINE_START_SECRETS": " ".join(worker.secrets),
         **worker.environment,
