@@ -11,6 +11,7 @@ from litestar import Request, get
 from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
 
+from api.asking import Asking
 from api.http import answer, headers_of
 from api.queries import query_of, refused
 from api.services import Services
@@ -21,6 +22,8 @@ from batchline.store.cost_contract import By, CostLine, Costs, JobCost
 
 AnyRequest = Request[Any, Any, Any]
 MAX_DAYS = 92
+_LONG_S = 25.0
+"""A quarter of a year of many machines takes seconds: one such question at a time, and nobody else waits for it."""
 _FIRST, _LAST = datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
 
 
@@ -30,6 +33,7 @@ class CostRoutes:
     def __init__(self, services: Services, clock: Clock) -> None:
         self._s = services
         self._clock = clock
+        self._ask = Asking(threads=1, timeout_s=_LONG_S)
 
     def handlers(self) -> list[HTTPRouteHandler]:
         return [
@@ -45,7 +49,7 @@ class CostRoutes:
             by = By(query.get("by", By.TENANT))
         except ValueError:
             raise refused("by", f"must be one of {', '.join(By)}") from None
-        found = await self._s.ask(lambda: self._s.store.costs.read(by, since, until))
+        found = await self._ask(lambda: self._s.store.costs.read(by, since, until))
         return answer(200, msgspec.json.encode(_costs(by, found)))
 
     async def job(self, request: AnyRequest) -> ASGIResponse:

@@ -90,14 +90,17 @@ UNION ALL
 SELECT {{idle}}, true, sum(s.whole_s - s.busy_s), sum(s.cost * (s.whole_s - s.busy_s) / s.whole_s),
   sum(s.on_demand * (s.whole_s - s.busy_s) / s.whole_s)
 FROM shared s GROUP BY 1
-ORDER BY cost DESC, key
-"""
-
-_TOTAL = f"""
-WITH {_MACHINES}
-SELECT count(DISTINCT machine), coalesce(sum(paid_s), 0), coalesce(sum(paid_s * price) / 3600, 0),
+UNION ALL
+SELECT count(DISTINCT machine)::text, NULL, coalesce(sum(paid_s), 0), coalesce(sum(paid_s * price) / 3600, 0),
   coalesce(sum(paid_s * on_demand) / 3600, 0)
 FROM machines
+ORDER BY idle NULLS FIRST, cost DESC, key
+"""
+"""First the sum over all machines, added up apart but in the same moment; then lines of work; then of idle time."""
+
+_SPENT = f"""
+WITH {_MACHINES}
+SELECT coalesce(sum(paid_s * price) / 3600, 0) FROM machines
 """
 
 # What a second of a worker is worth at a place: a machine and an hour.
@@ -187,10 +190,10 @@ class CostRoom:
         since, until = _hour(since), _hour(until + timedelta(hours=1) - timedelta(microseconds=1))
         span: dict[str, object] = {"since": since, "until": until, "pool": None}
         busy, idle = _KEYS[by]
-        rows = self._db.run(_LINES.format(busy=busy, idle=idle), span)
-        machines, machine_s, cost, on_demand = self._db.run(_TOTAL, span)[0]
+        total, *rows = self._db.run(_LINES.format(busy=busy, idle=idle), span)
+        machines, _, *sums = total
         lines = [_line(by, row) for row in rows]
-        return Costs(since, until, _first(lines, limit), machines, float(machine_s), float(cost), float(on_demand))
+        return Costs(since, until, _first(lines, limit), int(machines), *(float(x) for x in sums))
 
     def of_batches(self, batch_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, float]:
         if not batch_ids:
@@ -204,7 +207,7 @@ class CostRoom:
 
     def spent(self, pool: str, since: datetime) -> float:
         span = {"since": _hour(since), "until": datetime.now(UTC) + timedelta(hours=1), "pool": pool}
-        return float(self._db.run(_TOTAL, span)[0][2])
+        return float(self._db.run(_SPENT, span)[0][0])
 
     def keep(self, money: PoolMoney) -> None:
         params = {
