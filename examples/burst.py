@@ -240,7 +240,7 @@ def draw(seen: Seen, start: float, path: Path) -> None:
     workers.set_ylim(0, max(seen.wanted) + 0.5)
     workers.set_yticks(range(max(seen.wanted) + 1))
     workers.set_xlabel("seconds since the burst began")
-    workers.legend(loc="upper right", fontsize="small")
+    workers.legend(loc="lower right", fontsize="small")
     for panel in (queue, workers):
         panel.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
