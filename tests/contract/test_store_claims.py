@@ -74,7 +74,8 @@ def test_payloads_bound_a_claim(store, model, database_url):
         name: stack.new_job(model, rank=rank, payload=bytes(mib * 2**20))
         for rank, (name, mib) in enumerate(sizes.items(), 1)
     }
-    store.jobs.submit(list(jobs.values()))
+    for job in jobs.values():
+        store.jobs.submit([job])
     name_of = {job.id: name for name, job in jobs.items()}
     worker = stack.a_worker(store)
     claims = []
