@@ -134,8 +134,25 @@ class Rounds:
         while worker.alive and time.time() < at + within_s:
             self.chores()
             time.sleep(0.05)
+        if worker.alive:
+            self._stop_within(worker)
         code = worker.end(signal.SIGKILL) if worker.alive else worker.process.returncode
         self.rounds.append(Round(pid, at, enough, code))
+
+    def _stop_within(self, worker: Worker) -> None:
+        """Stop a process that is to be killed where that costs something: in the middle of a slice."""
+        assert worker.process
+        process = worker.process
+
+        def stopped() -> bool:
+            process.send_signal(signal.SIGSTOP)
+            last = self.told(process.pid)[-1]
+            if SLICE_ROWS / 10 < last.first % SLICE_ROWS < SLICE_ROWS - last.rows:
+                return True
+            process.send_signal(signal.SIGCONT)
+            return not worker.alive
+
+        until(stopped, worker, 60)
 
     def _within(self, pid: int, share: float) -> bool:
         self.chores()

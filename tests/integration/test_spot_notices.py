@@ -24,7 +24,6 @@ def test_a_spot_notice_loses_no_row_and_repeats_at_most_the_slice_in_hand(
     """Where there is time the slice is finished and nothing is repeated; else it is given back whole and uncharged."""
     rounds, cost = spot_rounds.interrupted(rig, tmp_path, database_url, redis_url, rounds=2)
     spot_rounds.check(rounds, cost)
-    assert cost.repeated > 0, "the second worker had no time to finish its slice"
 
 
 def test_a_worker_that_ignores_the_notice_is_found_out(
