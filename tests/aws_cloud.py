@@ -69,6 +69,7 @@ class Cloud:
             groups.delete_auto_scaling_group(AutoScalingGroupName=group["AutoScalingGroupName"], ForceDelete=True)
         if ids := [i.id for i in moto_of(REGION).all_running_instances()]:
             self.ec2.terminate_instances(InstanceIds=ids)
+        moto_of(REGION).reservations.clear()  # it would keep the dead, and list them slower and slower
 
 
 def moto_of(region: str) -> Any:

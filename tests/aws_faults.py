@@ -57,6 +57,7 @@ class AwsFaults:
         lost: the part of effects whose answer is lost.
         cut: the part of effects that are lost before they happen.
         lose_next: so many of the next effects lose their answer.
+        losing: the same by action.
         stale_s: listings show what was so long ago, by `clock`.
         honours_tokens: False: every call is new, as in moto.
         sold_out: (type, zone) or (type, zone, market) without capacity.
@@ -69,6 +70,7 @@ class AwsFaults:
     def __init__(self, target: str, region: str, *, clock: Callable[[], float] = time.monotonic, seed: int = 0) -> None:
         self.throttled = self.lost = self.cut = self.stale_s = 0.0
         self.lose_next = 0
+        self.losing: Counter[str] = Counter()
         self.honours_tokens = True
         self.sold_out: set[tuple[str, ...]] = set()
         self.room: dict[tuple[str, str], int] = {}
@@ -113,6 +115,7 @@ class AwsFaults:
         self.throttled = self.lost = self.cut = self.stale_s = 0.0
         self.lose_next, self.honours_tokens = 0, True
         self.sold_out, self.room, self.denied = set(), {}, set()
+        self.losing.clear()
         self.calls.clear()
         self.peak.clear()
 
@@ -155,8 +158,9 @@ class AwsFaults:
                 return _error(kind, e)
             if action in EFFECTS and form.get("DryRun") != "true":
                 self.remember()
-                if self.lose_next or self._rng.random() < self.lost:
+                if self.lose_next or self.losing[action] or self._rng.random() < self.lost:
                     self.lose_next = max(0, self.lose_next - 1)
+                    self.losing[action] = max(0, self.losing[action] - 1)
                     return None
             return reply
 
@@ -313,6 +317,7 @@ class AwsFaults:
 def _handler(proxy: AwsFaults) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version: ClassVar[str] = "HTTP/1.1"
+        wbufsize = -1  # an answer in one packet: two would wait 40 ms for an acknowledgement
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))

@@ -99,6 +99,7 @@ def test_all_faults_at_once(store, aws, model, provider):
     rig = Rig(store, aws, provider)
     proxy, rng = aws.proxy, random.Random(7)
     proxy.throttled, proxy.lost, proxy.cut, proxy.stale_s = 0.5, 0.3, 0.1, STALE_S
+    proxy.losing.update(CreateFleet=2, SetDesiredCapacity=2, CreateTags=1)  # the first ones surely
     jobs = [stack.new_job(model) for _ in range(100)]
     store.jobs.submit(jobs)
     crew = Crew(store, rig, model, seed=7)
