@@ -1,4 +1,4 @@
-"""Group commit: one thread writes everything that arrived during its last commit, then answers, then nudges."""
+"""Group commit: one thread writes everything that arrived during its last commit, then nudges, then answers."""
 
 from __future__ import annotations
 
@@ -131,12 +131,12 @@ class Commits:
             failpoints.hit("api.after_commit")
             with self._change:
                 self._bytes -= sum(len(entry.job.payload) for entry in group)
+            for pool, lane in {(entry.pool, entry.job.lane) for entry in group}:
+                self._nudge(pool, lane)
             try:
                 loop.call_soon_threadsafe(_answer, group, outcomes)
             except RuntimeError:  # the loop is gone, and with it whoever waited
                 log.warning("nobody is left to answer", extra={"jobs": len(group)})
-            for pool, lane in {(entry.pool, entry.job.lane) for entry in group}:
-                self._nudge(pool, lane)
 
     def _outcomes(self, jobs: list[NewJob]) -> Sequence[Admitted | BatchlineError]:
         try:
