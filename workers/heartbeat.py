@@ -20,6 +20,8 @@ from batchline.store.contract import Pulse, Workers
 log = logging.getLogger("workers")
 
 _RATE_S = 45.0
+_FORGOTTEN_S = 1e-9
+"""Busy time that has faded to less says no more how fast it was."""
 _RETRY_S = 1.0
 _SOON = 0.25
 """Part of the time between two beats after which the next one may come, when it is asked for."""
@@ -40,13 +42,16 @@ class Rate:
     def __init__(self) -> None:
         self._rows = 0.0
         self._busy_s = 0.0
+        self._rate = 0.0
 
     def add(self, rows: int, busy_s: float, elapsed_s: float) -> float:
         """Count what was done in the last `elapsed_s` and return rows/s."""
         decay = math.exp(-elapsed_s / _RATE_S)
         self._rows = self._rows * decay + rows
         self._busy_s = self._busy_s * decay + busy_s
-        return self._rows / self._busy_s if self._busy_s > 0 else 0.0
+        if self._busy_s > _FORGOTTEN_S:  # after hours without work there is nothing left to divide
+            self._rate = self._rows / self._busy_s
+        return self._rate
 
 
 class Heart:
@@ -144,6 +149,9 @@ class Heart:
                 wait_s = self._settings.heartbeat_s
             except StoreUnavailableError as e:
                 log.warning("heartbeat failed", extra={"error": e.detail})
+                wait_s = min(_RETRY_S, self._settings.heartbeat_s)
+            except Exception:  # a worker without a heart would go on for ever and claim nothing
+                log.exception("heartbeat failed")
                 wait_s = min(_RETRY_S, self._settings.heartbeat_s)
 
     def _wait(self, seconds: float) -> bool:

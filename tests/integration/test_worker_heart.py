@@ -101,3 +101,22 @@ def test_who_comes_back_under_a_new_id_does_not_tell_its_rows_twice(
     _until(lambda: _rows_done(database_url) == [5, 0])
     told.rows = 9
     _until(lambda: _rows_done(database_url) == [5, 4])
+
+
+def test_no_error_stops_the_heart(
+    store: Store, hearts: Callable[[float], Told], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker whose thread had ended would go on without a lease and claim nothing, for ever."""
+    told = hearts(0.05)
+    _until(lambda: told.beats)
+    failed = threading.Event()
+
+    def beat(*_: object, **__: object) -> None:
+        failed.set()
+        raise LookupError("no such column")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store.workers), "heartbeat", beat)
+        assert failed.wait(15.0)
+    beats = told.beats
+    _until(lambda: told.beats > beats)

@@ -109,11 +109,12 @@ def test_hands_are_empty_when_nobody_holds_jobs_or_is_about_to() -> None:
 
 
 def test_the_rate_is_rows_per_busy_second_and_outlives_idleness() -> None:
-    """100 rows in half a busy second is 200 rows/s, also ten idle minutes later; newer work counts for more."""
+    """100 rows in half a busy second is 200 rows/s, also ten idle minutes or days later; newer work counts for more."""
     rate = Rate()
     assert rate.add(0, 0.0, 10.0) == 0.0
     assert rate.add(100, 0.5, 10.0) == pytest.approx(200)
     assert rate.add(0, 0.0, 600.0) == pytest.approx(200)
+    assert [rate.add(0, 0.0, 3600.0) for _ in range(48)] == pytest.approx([200] * 48)
     assert rate.add(1000, 1.0, 10.0) == pytest.approx(1000, rel=0.01)
 
 
