@@ -7,6 +7,8 @@ import logging
 import sys
 from datetime import UTC, datetime
 
+_OUTSPOKEN = ("boto3", "botocore", "s3transfer", "urllib3", "httpx", "httpcore")
+"""Libraries that write down at DEBUG what they send and get: signatures, tokens, decrypted parameters and secrets."""
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
@@ -41,10 +43,15 @@ class TerminalFormatter(logging.Formatter):
 
 
 def configure(*, level: str = "INFO", as_json: bool | None = None) -> None:
-    """Send everything to stderr; as JSON unless stderr is a terminal or `as_json` says otherwise."""
+    """Send everything to stderr; as JSON unless stderr is a terminal or `as_json` says otherwise.
+
+    No level makes libraries tell of secrets: below INFO only our own code says more.
+    """
     handler = logging.StreamHandler(sys.stderr)
     wants_json = as_json if as_json is not None else not sys.stderr.isatty()
     handler.setFormatter(JsonFormatter() if wants_json else TerminalFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    for name in _OUTSPOKEN:
+        logging.getLogger(name).setLevel(max(root.level, logging.INFO))
