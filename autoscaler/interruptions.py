@@ -21,6 +21,8 @@ from batchline.errors import BatchlineError, SettingsError
 log = logging.getLogger("autoscaler")
 
 WARNING = "EC2 Spot Instance Interruption Warning"
+SOURCE = "aws.ec2"
+"""EventBridge lets nobody but AWS use it; a rule that forgets to ask for it lets anybody's events pass."""
 _AT_ONCE = 10
 _LISTEN_S = 5
 """One long poll; SQS answers at once when there is a message."""
@@ -40,13 +42,16 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Detail(msgspec.Struct, rename="kebab"):
-    instance_id: str = ""
-    instance_action: str = "interruption"
+    instance_id: Annotated[str, msgspec.Meta(pattern=r"^i-[0-9a-f]{8,17}\Z")]
+    instance_action: Annotated[str, msgspec.Meta(pattern=r"^[a-z-]{1,32}\Z")] = "interruption"
 
 
 class _Event(msgspec.Struct, rename="kebab"):
-    detail_type: str = ""
-    detail: _Detail = msgspec.field(default_factory=_Detail)
+    """What is obeyed is kept and logged, so it is checked as strictly as AWS writes it."""
+
+    detail: _Detail
+    detail_type: str
+    source: str
 
 
 class Interruptions:
@@ -127,16 +132,14 @@ class Interruptions:
         return sum(self._take(message) for message in messages)
 
     def _take(self, message: dict[str, Any]) -> bool:
-        event = _read(str(message.get("Body", "")))
-        is_warning = event.detail_type == WARNING and bool(event.detail.instance_id)
-        if is_warning:
-            about = {"instance": event.detail.instance_id, "action": event.detail.instance_action}
-            log.warning("spot interruption", extra=about)
-            self._obey(event.detail.instance_id, f"spot {event.detail.instance_action}")
+        told = _read(str(message.get("Body", "")))
+        if told is not None:
+            log.warning("spot interruption", extra={"instance": told.instance_id, "action": told.instance_action})
+            self._obey(told.instance_id, f"spot {told.instance_action}")
         else:
-            log.info("message is no interruption; removed", extra={"detail_type": event.detail_type})
+            log.info("message is no interruption; removed")
         self._call("delete_message", "remove an interruption", ReceiptHandle=message["ReceiptHandle"])
-        return is_warning
+        return told is not None
 
     def _call(self, name: str, doing: str, **arguments: Any) -> dict[str, Any]:
         try:
@@ -146,8 +149,10 @@ class Interruptions:
             raise provider_error(e, doing) from e
 
 
-def _read(body: str) -> _Event:
+def _read(body: str) -> _Detail | None:
+    """Which instance is interrupted; None when the message does not say so."""
     try:
-        return msgspec.json.decode(body, type=_Event)
-    except (msgspec.MsgspecError, UnicodeError):
-        return _Event()
+        event = msgspec.json.decode(body, type=_Event)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return None
+    return event.detail if (event.source, event.detail_type) == (SOURCE, WARNING) else None

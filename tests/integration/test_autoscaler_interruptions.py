@@ -93,10 +93,12 @@ def test_a_warning_is_obeyed_and_its_message_removed(queue: Queue) -> None:
 @pytest.mark.parametrize(
     "event",
     ["no json", "[]", "{}", {"detail-type": "EC2 Instance Rebalance Recommendation"}, EVENT | {"detail": {}},
-     EVENT | {"detail": {"instance-id": 7}}],
+     EVENT | {"detail": {"instance-id": 7}}, EVENT | {"source": "mine"},
+     EVENT | {"detail": {"instance-id": "i-0123456789\0abcdef"}}, EVENT | {"detail": {"instance-id": "local-1"}},
+     EVENT | {"detail": {"instance-id": "i-0123456789abcdef0", "instance-action": "x" * 99}}, "[" * 9999],
 )  # fmt: skip
 def test_what_is_no_interruption_is_removed_and_nothing_else(queue: Queue, event: object) -> None:
-    """It would come back for days."""
+    """It would come back for days. Whoever else may put events onto the bus ends no instance."""
     queue.send(event)
     assert queue.listener().listen(0) == 0
     assert queue.left() == 0
