@@ -6,6 +6,7 @@ Reads the instance's id (IMDSv2 only), variables from SSM Parameter Store and Se
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ log = logging.getLogger("autoscaler.worker_start")
 IMDS = "http://169.254.169.254"
 IMDS_S = 5.0
 TOKEN_S = 300
+_MOST_BYTES = 4096
 
 
 def instance_id(endpoint: str) -> str:
@@ -35,7 +37,7 @@ def instance_id(endpoint: str) -> str:
     try:
         token = _imds(endpoint, "latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_S)}, "PUT")
         return _imds(endpoint, "latest/meta-data/instance-id", {"X-aws-ec2-metadata-token": token}, "GET").strip()
-    except (OSError, urllib.error.URLError) as e:
+    except (OSError, urllib.error.URLError, http.client.HTTPException, ValueError) as e:
         raise UnreachableError(f"the metadata service at {endpoint} does not tell this instance's id: {e}") from e
 
 
@@ -43,7 +45,7 @@ def _imds(endpoint: str, path: str, headers: Mapping[str, str], method: str) -> 
     asked = urllib.request.Request(f"{endpoint.rstrip('/')}/{path}", headers=dict(headers), method=method)  # noqa: S310
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a link-local address is behind no proxy
     with opener.open(asked, timeout=IMDS_S) as answer:
-        return answer.read().decode()
+        return answer.read(_MOST_BYTES).decode()
 
 
 def parameters(region: aws.Aws, path: str) -> dict[str, str]:

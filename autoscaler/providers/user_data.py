@@ -21,6 +21,8 @@ HOME = PurePosixPath("/opt/batchline")
 DATA = PurePosixPath("/var/lib/batchline")
 SETTINGS = PurePosixPath("/etc/batchline/worker.env")
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
+_SECRET_NAME = re.compile(r".*(SECRET_ACCESS_KEY|SESSION_TOKEN|PASSWORD)")
+_SECRET_URL = re.compile(r"https?://[^/\s@]+@|://[^/\s@:]*:[^/\s@]+@")
 
 
 class Worker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,6 +51,9 @@ class Worker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("parameters must be a path that begins with /")
         if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", self.user):
             raise ValueError(f"user {self.user!r} is no name of a user")
+        for name, value in {"package": self.package, "index_url": self.index_url, **self.environment}.items():
+            if _SECRET_NAME.fullmatch(name) or _SECRET_URL.search(value):
+                raise ValueError(f"{name} is a secret, or has one in it, and many may read user data: put it elsewhere")
         for name, value in self.environment.items():
             if not _VARIABLE.fullmatch(name):
                 raise ValueError(f"environment has {name!r}; a variable's name is in capitals")

@@ -82,10 +82,14 @@ def test_user_data_is_a_cloud_config_without_secrets() -> None:
         {"environment": {"X": "two\nlines"}},
         {"parameters": "relative"},
         {"user": "a b"},
+        {"environment": {"DATABASE_URL": "postgresql://batchline:hunter2@db/batchline"}},
+        {"environment": {"AWS_SECRET_ACCESS_KEY": "x"}},
+        {"index_url": "https://token@pypi.example.com/simple"},
+        {"package": "batchline @ https://me:hunter2@example.com/batchline.whl"},
     ],
 )
 def test_settings_that_no_machine_could_read_are_refused(wrong: dict[str, Any]) -> None:
-    """Before a machine is paid for."""
+    """Before a machine is paid for; so are secrets, which do not belong into user data."""
     with pytest.raises(ValueError, match=r"\w"):
         Setup(**wrong)
 
