@@ -48,7 +48,7 @@ class KubeApi:
         """Nothing is read or opened before the first call.
 
         Args:
-            server: https://HOST[:PORT].
+            server: https://HOST[:PORT], and nothing but https: the token goes there.
             token_file: read at every call, since kubelet renews it.
             ca_file: who signs the server's certificate.
         """
@@ -81,6 +81,8 @@ class KubeApi:
             headers["Content-Type"] = media_type
         try:
             response = self._opened().request(method, self.server + path, params=query, json=body, headers=headers)
+        except httpx.InvalidURL as e:
+            raise ProviderError(Trouble.REFUSED, f"server {self.server!r} is no address: {e}") from e
         except httpx.HTTPError as e:
             if "CERTIFICATE_VERIFY_FAILED" in str(e):
                 raise ProviderError(
@@ -104,15 +106,13 @@ class KubeApi:
 
     def _opened(self) -> httpx.Client:
         if self._client is None:
-            verify: ssl.SSLContext | bool = False
-            if self.server.startswith("https:"):
-                try:
-                    verify = ssl.create_default_context(cafile=str(self._ca_file))
-                except (OSError, ssl.SSLError) as e:
-                    raise ProviderError(
-                        Trouble.REFUSED,
-                        f"the cluster's CA {self._ca_file} cannot be read; name another ca_file",
-                    ) from e
+            try:
+                verify = ssl.create_default_context(cafile=str(self._ca_file))
+            except (OSError, ssl.SSLError) as e:
+                raise ProviderError(
+                    Trouble.REFUSED,
+                    f"the cluster's CA {self._ca_file} cannot be read; name another ca_file",
+                ) from e
             # A proxy of the environment knows nothing of the cluster's inside.
             self._client = httpx.Client(verify=verify, timeout=_CALL_S, trust_env=False)
         return self._client

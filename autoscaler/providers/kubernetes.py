@@ -62,6 +62,10 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wait_s: Annotated[float, msgspec.Meta(gt=0, le=45)] = 10.0
     """How long a launch waits for its pods to appear (not to start)."""
 
+    def __post_init__(self) -> None:
+        if not self.server.startswith("https://"):
+            raise ValueError("server must begin with https://, since the token is sent there")
+
 
 @dataclass(frozen=True, slots=True)
 class _Pod:

@@ -339,8 +339,23 @@ def test_no_cluster(options, tmp_path):
         build("kubernetes", "cpu", options | {"ca_file": str(other / "ca.crt")}, stack="").check()
 
 
-@pytest.mark.parametrize("wrong", [{"deploymnt": "x"}, {}, {"deployment": 3}, {"deployment": "x", "wait_s": 60.0}])
+def test_an_address_that_is_none_is_refused(options):
+    """With the rest of the settings, and not by an error that nobody expects."""
+    with pytest.raises(SettingsError, match="is no address"):
+        build("kubernetes", "cpu", options | {"server": "https://host:port"}, stack="").check()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"deploymnt": "x"},
+        {},
+        {"deployment": 3},
+        {"deployment": "x", "wait_s": 60.0},
+        {"deployment": "x", "server": "http://10.0.0.1"},
+    ],
+)
 def test_options_are_strict(wrong):
-    """An unknown field, a missing one, another type, a wait that would keep the loop: refused."""
+    """An unknown field, a missing one, another type, a wait that keeps the loop, a token in clear text: refused."""
     with pytest.raises(SettingsError):
         build("kubernetes", "cpu", wrong, stack="")
