@@ -136,6 +136,8 @@ def _reread(path: Path, scaler: Autoscaler) -> Callable[[], None]:
             scaler.configure(config, _checked(config))
         except SettingsError as e:
             log.error("the changed configuration is refused; the one before stays", extra={"error": e.detail})  # noqa: TRY400
+        except Exception:
+            log.exception("the changed configuration is refused; the one before stays")
         else:
             log.info("configuration read again", extra={"path": str(path)})
 

@@ -181,6 +181,8 @@ class Autoscaler:
         config = self._config.pools.get(pool) or advised(pool)
         standing = self._standing(config)
         history = self._history.setdefault(pool, [])
+        if history:  # deadlines of earlier looks are asked by nobody, and tenants may have very many
+            history[-1] = replace(history[-1], demands=())
         history.append(online_of(look.signals) if standing is Standing.SPENT else look.signals)
         del history[: -math.ceil(config.policy.remembers_s / self._config.every_s) - 2]
         decision = decide(self._observer, config, history, standing)

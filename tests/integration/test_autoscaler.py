@@ -6,12 +6,15 @@ import random
 import subprocess
 import sys
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from stack import a_spec, a_worker, new_job
 
 from autoscaler.config import parse
-from autoscaler.observe import Observer
+from autoscaler.loop import Autoscaler
+from autoscaler.observe import Look, Observer
+from autoscaler.signals import Decision, Demand, Signals
 from batchline.clock import FakeClock, SystemClock
 from batchline.job import first_id_at
 from batchline.store.instance_contract import NewInstance
@@ -82,6 +85,28 @@ def test_start_up_time_and_price_are_measured(store):
     store.db.run("UPDATE instances SET launched_at = now() - interval '50 s', registered_at = now() WHERE id <> 'c'")
     facts = Observer(store, SystemClock()).facts(pool)
     assert (round(facts.start_s), facts.price_per_hour) == (50, 0.5)
+
+
+class Listens:
+    """A policy that notes how many deadlines of each look it is shown."""
+
+    name, remembers_s = "listens", 900.0
+
+    def decide(self, history, facts, now):
+        self.shown = [len(look.demands) for look in history]
+        return Decision(0, "")
+
+
+def test_deadlines_are_remembered_of_the_last_look_alone(store, monkeypatch):
+    """A tenant may have a hundred thousand batches open; two hundred looks at them would not fit into memory."""
+    config, policy = parse("[pools.cpu]", "a.toml"), Listens()
+    pools = {"cpu": replace(config.pools["cpu"], policy=policy)}
+    look = Look(Signals(at=0.0, demands=(Demand(60.0, 1.0), Demand(90.0, 2.0))), 0, 0, moving=False)
+    monkeypatch.setattr(Observer, "look", lambda *_: {"cpu": look})
+    scaler = Autoscaler(store, replace(config, pools=pools), {}, SystemClock(), lease_s=60.0)
+    for _ in range(3):
+        scaler.tick()
+    assert policy.shown == [0, 0, 2]
 
 
 def test_status_tells_it_once(store, database_url):

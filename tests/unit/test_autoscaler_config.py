@@ -1,8 +1,11 @@
 """The configuration file: what it says is what is done, and what cannot be is refused with where and what to do."""
 
+import os
+
 import pytest
 
 from autoscaler import providers
+from autoscaler.__main__ import _reread
 from autoscaler.config import advised, load, parse
 from autoscaler.policies import DrainTime
 from batchline.errors import SettingsError
@@ -36,6 +39,22 @@ def test_a_file_says_limits_policy_and_provider_by_pool():
     assert cpu.policy == DrainTime(target_wait_s=30.0)
     assert cpu.options == {"anything": 1}
     assert config.pools["gpu"].provider == "none"
+
+
+def test_a_changed_file_that_breaks_something_does_not_end_the_scaler(tmp_path, caplog):
+    """Refused or failing otherwise: the one before stays, and the error is logged once."""
+
+    class Scaler:
+        def configure(self, *_):
+            raise RuntimeError("nobody expected this")
+
+    path = tmp_path / "a.toml"
+    path.write_text("[pools.a]")
+    reread = _reread(path, Scaler())
+    os.utime(path, (1, 1))
+    reread()
+    reread()
+    assert caplog.text.count("the one before stays") == 1
 
 
 def test_the_kill_switch_of_the_file_outranks_its_pools():
