@@ -286,9 +286,10 @@ def _send(instance: LocalInstance, number: signal.Signals) -> None:
 
 
 def _read(path: Path) -> LocalInstance | None:
-    """None when it is gone, or no record."""
+    """None when it is gone, or no record of the instance that the file is named after."""
     with suppress(FileNotFoundError, msgspec.DecodeError):
-        return msgspec.json.decode(path.read_bytes(), type=LocalInstance)
+        found = msgspec.json.decode(path.read_bytes(), type=LocalInstance)
+        return found if found.id == path.stem else None
     return None
 
 

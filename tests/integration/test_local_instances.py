@@ -133,6 +133,15 @@ def test_a_stranger_with_the_same_id_is_never_signalled(instances: Instances, tm
         stranger.wait()
 
 
+def test_a_record_speaks_only_of_the_instance_that_it_is_named_after(instances: Instances, tmp_path: Path) -> None:
+    """Its files are found by the id in it, which might lead out of the folder."""
+    (found,) = launch(instances)
+    folder = tmp_path / "run" / "instances"
+    record = json.loads((folder / f"{found.id}.json").read_text())
+    (folder / f"local-{found.launch}-2.json").write_text(json.dumps(record | {"id": "../../state"}))
+    assert instances.list() == [found]
+
+
 def test_the_deaf_are_killed_when_their_grace_is_over(instances: Instances, tmp_path: Path) -> None:
     """Asked once, an instance is ending and may go on; asked again after its grace, it is killed."""
     (found,) = launch(instances, argv=STUBBORN)
