@@ -123,7 +123,7 @@ class Hands:
         listing = self._list()
         launches = {x.id for x in unsettled} | {i.launch_id for i in ledger if i.launch_id is not None}
         plan = reconcile.plan(ledger, launches, listing, self._memory, now=now, rules=self._rules)
-        self._follow(plan, launches)
+        self._follow(plan, launches, ledger)
         self._memory = plan.memory
         if listing is not None:
             self._compared_at = now
@@ -132,7 +132,10 @@ class Hands:
             self._stillborn = 0
 
     def bring(self, look: Look, decision: Decision) -> None:
-        """Launch or give up what is missing or too much, of the pool's own instances."""
+        """Launch or give up what is missing or too much, of the pool's own instances.
+
+        What an open launch may still bring counts as coming, but nothing that is there is given up for it.
+        """
         more, coming = decision.desired - look.signals.total, self._coming(look)
         if more > coming and self._launching.over:
             most = self._config.limits.max_workers - look.unmanaged - coming
@@ -147,7 +150,7 @@ class Hands:
             if launch is not None:
                 failpoints.hit("autoscaler.after_intend")
                 self._launch(launch)
-        elif more < 0 and (surplus := min(-more, look.managed)) > 0:
+        elif (surplus := min(look.unmanaged + look.managed - decision.desired, look.managed)) > 0:
             told = self._ledger.drain(
                 self._leader, self._config.pool, surplus, decision.reason, billing_s=self._config.billing_s
             )
@@ -188,7 +191,7 @@ class Hands:
         found = [i.id for i in brought]
         log.info("launched", extra={"pool": pool, "launch": str(launch.id), "wanted": launch.count, "instances": found})
 
-    def _follow(self, plan: reconcile.Plan, launches: set[uuid.UUID]) -> None:
+    def _follow(self, plan: reconcile.Plan, launches: set[uuid.UUID], ledger: Sequence[Instance]) -> None:
         pool, enabled = self._config.pool, self._config.limits.enabled
         for found in plan.adopt:
             launch_id = found.launch_id if found.launch_id in launches else None
@@ -211,6 +214,8 @@ class Hands:
             self._ledger.gone(plan.gone, "the provider does not list it any more")
             failpoints.hit("autoscaler.after_gone")
             log.info("gone", extra={"pool": pool, "instances": plan.gone})
+            if foreign := [i.id for i in ledger if i.id in plan.gone and i.provider != self._provider.name]:
+                log.error("of a provider that the pool has no more: end these yourself", extra={"instances": foreign})
 
     def _end_forgotten(self, id_: str) -> None:
         """It is listed, and has been gone by the ledger for long; unless somebody just entered it or works on it."""

@@ -336,6 +336,34 @@ def test_a_launch_that_nobody_could_settle_is_given_up(store, tmp_path, model):
     assert len(rig.cloud.live()) == 2
 
 
+def test_nobody_is_given_up_for_a_launch_that_may_bring_nothing(store, tmp_path, model):
+    """While the provider does not answer, the minimum is who is there."""
+    rig = Rig(store, tmp_path, "min_workers = 1")
+    rig.tick()
+    (first,) = rig.cloud.live()
+    stack.a_worker(store, instance=first, lease_s=600.0)
+    rig.provider.launch = lambda _: (_ for _ in ()).throw(ProviderError(Trouble.UNKNOWN, "no reply"))
+    rig.submit(model, 20)
+    store.db.run("UPDATE chore_marks SET at = '-infinity'")  # the queue is counted once a second
+    rig.tick()
+    assert len(store.instances.unsettled()) == 1
+    store.db.run("DELETE FROM jobs")
+    store.db.run("DELETE FROM backlog")
+    rig.tick(6)
+    assert store.instances.decisions(pool="cpu", limit=1)[0].desired == 1
+    assert rig.ledger() == {first: InstanceStatus.SERVING}
+
+
+def test_what_another_provider_has_launched_is_not_dropped_in_silence(store, tmp_path, caplog):
+    """A pool that gets another provider: nobody lists or ends the machines of the one before, so it is told."""
+    rig = Rig(store, tmp_path, "min_workers = 1")
+    rig.tick()
+    store.db.run("UPDATE instances SET provider = 'another'")
+    rig.cloud.vanish(*rig.cloud.live())
+    rig.tick(20)
+    assert [r.levelname for r in caplog.records if "end these yourself" in r.message] == ["ERROR"]
+
+
 def test_workers_that_others_start_along_with_it_are_waited_for(store, tmp_path):
     """`up` starts workers and the autoscaler at once: nothing is launched in their place before the limit is over."""
     rig = Rig(store, tmp_path, "min_workers = 2\nstarted_elsewhere = 2\nstart_limit_s = 60")
