@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -20,13 +21,17 @@ from batchline.model import MODEL_FILE, ModelSpec
 
 log = logging.getLogger("workers")
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _TEMP = ".fetched-"
 _STALE_S = 3600.0
 """A file that is still being written after that belongs to nobody."""
 
 
 class Cache:
-    """Files by digest on this disk, up to so many bytes, least recently used go first; shared by all workers here."""
+    """Files by digest on this disk, up to so many bytes, least recently used go first; shared by all workers here.
+
+    Whatever else lies in the folder is not counted and stays.
+    """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self._folder = folder
@@ -72,7 +77,7 @@ class Cache:
                 found = path.stat()
                 if path.name.startswith(_TEMP) and time.time() - found.st_mtime > _STALE_S:
                     path.unlink()
-                elif not path.name.startswith("."):
+                elif _DIGEST.fullmatch(path.name):
                     kept.append((found.st_mtime, found.st_size, path))
         room = self._limit_bytes - wanted - sum(size for _, size, _ in kept)
         for _, size, path in sorted(kept):
@@ -99,6 +104,8 @@ class ModelFiles:
             SourceUnavailableError: the blob store does not answer; may be tried again.
         """
         digest = spec.files.get(name)
+        if digest is not None and not _DIGEST.fullmatch(digest):
+            raise ModelError(f"{spec.ref} has {digest[:80]!r} for a sha256 of {name} in the catalogue.")
         try:
             data = (self._repository / spec.name / spec.version / name).read_bytes()
         except (FileNotFoundError, NotADirectoryError) as e:

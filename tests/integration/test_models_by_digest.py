@@ -204,6 +204,20 @@ def test_the_cache_keeps_what_was_used_last_within_its_bytes(tmp_path: Path) -> 
     assert [cache.get(d) is not None for d in (first, second, third)] == [True, False, True]
     cache.put("0" * 64, b"d" * 201)
     assert len(list((tmp_path / "cache").iterdir())) == 2
+    for name in ("somebody's", "another"):
+        (tmp_path / "cache" / name).write_bytes(b"e" * 500)
+    cache.put(second, files[second])
+    assert {p.name for p in (tmp_path / "cache").iterdir()} >= {"somebody's", "another", second}
+
+
+@pytest.mark.parametrize("digest", ["", "../outside", "/outside", "A" * 64])
+def test_a_catalogue_that_names_no_digest_leads_nowhere(tmp_path: Path, blobs: ModelBlobs, digest: str) -> None:
+    """Digests become names of files: of those that may be read, and of those that are removed when they are unsound."""
+    spec = ModelSpec(name="m", version="1", digest=digest, size_bytes=1, inputs=(), outputs=())
+    (outside := tmp_path / "outside").write_bytes(b"kept")
+    with pytest.raises(ModelError, match="sha256"):
+        ModelFiles(tmp_path / "models", blobs, Cache(tmp_path / "cache", 2**30)).read(spec, MODEL_FILE)
+    assert outside.read_bytes() == b"kept"
 
 
 def test_a_disk_that_takes_nothing_costs_only_the_next_fetch(store: Store, tmp_path: Path, blobs: ModelBlobs) -> None:
