@@ -163,7 +163,10 @@ class AsgProvider:
             for x in aws.instances(self._aws, self._ours() | {"instance-state-name": aws.LIVING})
             for launch in [aws.launch_id_of(x) or self._taken.get(x["InstanceId"])]
         ]
-        return [found for found in listed if found.launch_id or not self._first]
+        # A launch that another scaler has seen to the end since is never called here again: it is waited for no longer.
+        since = self._clock() - self._options.patience_s - self.stale_s
+        waiting = any(first >= since for first in self._first.values())
+        return [found for found in listed if found.launch_id or not waiting]
 
     def end(self, instance_ids: Sequence[str]) -> None:
         """As the contract says: each by itself, the group made smaller by it; what no group knows, EC2 ends."""

@@ -124,6 +124,22 @@ def test_what_does_not_come_is_given_up(aws: Cloud, pool: str) -> None:
     assert described(aws, group)["DesiredCapacity"] == 0
 
 
+def test_a_launch_that_another_scaler_has_finished_hides_nothing(aws: Cloud, pool: str) -> None:
+    """Who waited for it and leads again later lists what no launch has taken, once its patience is over."""
+    group = aws.group("test", pool)
+    clock.now += 100
+    aws.proxy.stale_s = 60.0
+    made, launch = provider(aws, pool, group, patience_s=40), a_launch(pool, 1, 2)
+    with pytest.raises(ProviderError, match="so far"):
+        made.launch(launch)
+    clock.now += 61
+    assert len(launched(provider(aws, pool, group), launch)) == 1
+    aws.proxy.stale_s = 0.0
+    aws.client("autoscaling").set_desired_capacity(AutoScalingGroupName=group, DesiredCapacity=2)
+    clock.now += 61
+    assert sorted(str(found.launch_id) for found in made.list()) == sorted([str(launch.id), "None"])
+
+
 @pytest.mark.parametrize("restarted", [False, True])
 def test_a_bad_hour(aws: Cloud, pool: str, restarted: bool) -> None:
     """Throttling, lost answers, listings a minute old, a scaler that starts anew: each launch brings its own, once."""
