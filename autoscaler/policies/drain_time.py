@@ -90,7 +90,17 @@ class DrainTime:
         if history[-1].bulk_rows > 0:
             h = max(self.bulk_wait_s, *(demand.due_s for demand in history[-1].demands[-1:]), 2 * margin)
             found.append((h, online + later * h + history[-1].bulk_rows, "rows of batches"))
+            found += self._undated(history[-1], online, later, margin)
         return found
+
+    def _undated(self, seen: Signals, online: float, later: float, margin: float) -> list[_Due]:
+        """Batches without a deadline beside those that have one: neither may wait for the other's time."""
+        rows = seen.bulk_rows - max((demand.rows for demand in seen.demands), default=seen.bulk_rows)
+        if rows <= 0:
+            return []
+        h = max(self.bulk_wait_s, 2 * margin)
+        sooner = max((demand.rows for demand in seen.demands if demand.due_s <= h), default=0.0)
+        return [(h, online + later * h + sooner + rows, "rows of batches, those without a deadline included")]
 
     def _extra(self, due: list[_Due], pool: _Pool) -> tuple[int, str]:
         """The fewest workers to launch now that make everything on time, and what asks for them."""

@@ -147,6 +147,13 @@ def test_drain_time_does_batches_without_a_deadline_within_the_hour():
     assert DrainTime().decide([Signals(0.0, 1, 1, rows_per_s=RATE)], FACTS, 0.0).desired == 1
 
 
+def test_drain_time_does_not_make_those_without_a_deadline_wait_for_a_later_one():
+    """A small batch that is due tomorrow does not put off a large one that has no deadline."""
+    alone = DrainTime().decide([Signals(0.0, 360_000, 360_000, rows_per_s=RATE)], FACTS, 0.0)
+    both = Signals(0.0, 360_010, 360_010, rows_per_s=RATE, demands=(Demand(86_400, 10),))
+    assert DrainTime().decide([both], FACTS, 0.0).desired == alone.desired == 11
+
+
 def test_drain_time_does_not_panic_about_what_is_late_already():
     """What no launch can save does not start a thousand workers for ten seconds."""
     seen = Signals(0.0, 100_000, 100_000, rows_per_s=RATE, demands=(Demand(-5.0, 100_000),))
