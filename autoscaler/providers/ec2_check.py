@@ -165,7 +165,7 @@ def dry_run(region: aws.Aws, options: Options, stack: str, pool: str, template: 
     tagged = aws.tags(stack, pool, launch_id)
     specifications = [{"ResourceType": kind, "Tags": tagged} for kind in ("instance", "volume")]
     single = {
-        "LaunchTemplate": {key: template, "Version": options.launch_template_version},
+        "LaunchTemplate": {key: template, "Version": options.version},
         "InstanceType": options.types[0],
         "MinCount": 1,
         "MaxCount": 1,

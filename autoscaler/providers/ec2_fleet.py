@@ -99,7 +99,7 @@ def request(
         "Type": "instant",
         "LaunchTemplateConfigs": [
             {
-                "LaunchTemplateSpecification": {**own, "Version": options.launch_template_version},
+                "LaunchTemplateSpecification": {**own, "Version": options.version},
                 "Overrides": [{"InstanceType": kind, place: where} for kind, where in pairs],
             }
         ],

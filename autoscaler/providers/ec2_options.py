@@ -73,6 +73,11 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ValueError(why)
 
     @property
+    def version(self) -> str:
+        """Of the template that is launched: of one of ours the first, whatever others have added to it since."""
+        return self.launch_template_version if self.launch_template else "1"
+
+    @property
     def places(self) -> tuple[str, ...]:
         """Subnets or zones, whichever is given."""
         return self.subnets or self.zones

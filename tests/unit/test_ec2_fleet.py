@@ -32,6 +32,15 @@ def valid(operation: str, arguments: dict[str, Any]) -> None:
     assert not report.has_errors(), report.generate_report()
 
 
+def test_nobody_else_says_what_our_own_template_launches() -> None:
+    """Versions never change, but which is the default does: whoever may set it would launch with the workers' role."""
+    own = Options(types=("m5.large",), zones=("eu-central-1a",), launch_template="lt-1")
+    for options, version in ((ZONAL, "1"), (own, "$Default")):
+        pools = [ec2_fleet.Pool("m5.large", "eu-central-1a", "spot")]
+        (asked,) = ec2_fleet.request(options, "t", pools, 1, 0, tagged=[])["LaunchTemplateConfigs"]
+        assert asked["LaunchTemplateSpecification"]["Version"] == version
+
+
 def test_requests_are_what_ec2_takes() -> None:
     """Field by field, by the service's own description."""
     full = Options(
