@@ -53,7 +53,7 @@ class Worker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"user {self.user!r} is no name of a user")
         for name, value in {"package": self.package, "index_url": self.index_url, **self.environment}.items():
             if _SECRET_NAME.fullmatch(name) or _SECRET_URL.search(value):
-                raise ValueError(f"the secret in {name} would stand in user data, which many may read; put it elsewhere")
+                raise ValueError(f"{name!r} has a secret in it, and many may read user data: put it elsewhere")
         for name, value in self.environment.items():
             if not _VARIABLE.fullmatch(name):
                 raise ValueError(f"environment has {name!r}; a variable's name is in capitals")
