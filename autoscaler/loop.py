@@ -27,6 +27,8 @@ from batchline.store.instances import LEASE
 
 log = logging.getLogger("autoscaler")
 
+ADVICE = "autoscaler.advice"
+"""The lease of who only advises. It gives way to whoever can act, so that nobody waits for one that cannot."""
 _TELL_S = 60.0
 """A decision that stays the same is kept and logged this often."""
 _WATCH_S = 60.0
@@ -35,6 +37,8 @@ _WATCH_S = 60.0
 
 class Autoscaler:
     """One of possibly several; only the holder of the lease acts, the others look on and are ready.
+
+    Without a provider it only advises: then it leads while nobody holds the lease of those that act.
 
     Two that act at once (a paused process wakes up) do no harm: an intent needs the lease, and what follows it is
     idempotent.
@@ -68,7 +72,9 @@ class Autoscaler:
         self._history: dict[str, list[Signals]] = {}
         self._told: dict[str, tuple[int, float]] = {}
         self._looks: dict[str, Look] = {}
+        self._lease = LEASE
         self._leads = False
+        self._led_at = -math.inf
         self._said: bool | None = None
         self._stop = threading.Event()
         self._keep_until: dict[str, float] = {}
@@ -150,13 +156,20 @@ class Autoscaler:
         if not self._leads:
             return
         try:
-            self._store.workers.resign(LEASE, self._id)
+            self._store.workers.resign(self._lease, self._id)
         except BatchlineError as e:
             log.warning("lease not given back; it runs out by itself", extra={"error": e.detail})
 
     def _lead(self) -> None:
+        lease = LEASE if self._hands else ADVICE
+        if lease != self._lease:
+            self.close()
+            self._lease = lease
+        workers = self._store.workers
         try:
-            self._leads = self._store.workers.lead(LEASE, self._id, lease_s=self._lease_s) is not None
+            free = lease == LEASE or workers.leader(LEASE) is None
+            self._led_at = self._clock.monotonic()
+            self._leads = free and workers.lead(lease, self._id, lease_s=self._lease_s) is not None
         except BatchlineError:
             self._leads = False
             raise
@@ -165,6 +178,12 @@ class Autoscaler:
         if self._leads != self._said:
             log.info("leading" if self._leads else "looking on: another leads")
             self._said = self._leads
+
+    def _leads_on(self) -> bool:
+        """Whether it still leads; providers of other pools may have kept this tick for longer than a lease."""
+        if self._clock.monotonic() - self._led_at > self._lease_s / 3:
+            self._lead()
+        return self._leads
 
     def _each(self, pool: str, step: Callable[[], None]) -> None:
         """One pool's step: what fails in it is no matter of the others."""
@@ -188,7 +207,7 @@ class Autoscaler:
         decision = decide(self._observer, config, history, standing)
         self._tell(config, look, decision)
         acts = self._leads and pool in self._hands and config.limits.enabled
-        if acts and not self._too_early(config, look, decision):
+        if acts and not self._too_early(config, look, decision) and self._leads_on():
             self._hands[pool].bring(look, decision)
 
     def _too_early(self, config: PoolConfig, look: Look, decision: Decision) -> bool:

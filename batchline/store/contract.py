@@ -312,6 +312,10 @@ class Workers(Protocol):
         """
         ...
 
+    def leader(self, name: str) -> uuid.UUID | None:
+        """Who holds the lease `name` now; None when nobody does."""
+        ...
+
     def resign(self, name: str, holder: uuid.UUID) -> None:
         """Leave the lease `name` at once, if this holder has it."""
         ...

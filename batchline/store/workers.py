@@ -88,6 +88,10 @@ class Workers:
         rows = self._db.run(_LEAD, {"name": name, "holder": holder, "lease": lease_s})
         return float(rows[0][0]) if rows else None
 
+    def leader(self, name: str) -> uuid.UUID | None:
+        rows = self._db.run("SELECT holder FROM leases WHERE name = %(name)s AND lease_until > now()", {"name": name})
+        return rows[0][0] if rows else None
+
     def resign(self, name: str, holder: uuid.UUID) -> None:
         self._db.run(
             "DELETE FROM leases WHERE name = %(name)s AND holder = %(holder)s", {"name": name, "holder": holder}

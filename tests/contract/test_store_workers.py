@@ -67,7 +67,9 @@ def test_rates_add_up_over_the_live_workers_of_a_pool(store):
 def test_one_leads_until_its_lease_ends_or_it_resigns(store, database_url):
     """The others are told so; the lease names are independent."""
     a, b = uuid.uuid4(), uuid.uuid4()
+    assert store.workers.leader("scheduler") is None
     assert store.workers.lead("scheduler", a, lease_s=30.0) == 0.0
+    assert store.workers.leader("scheduler") == a
     assert store.workers.lead("scheduler", b, lease_s=30.0) is None
     assert store.workers.lead("other", b, lease_s=30.0) == 0.0
     store.workers.resign("scheduler", b)
@@ -75,6 +77,7 @@ def test_one_leads_until_its_lease_ends_or_it_resigns(store, database_url):
     store.workers.resign("scheduler", a)
     assert store.workers.lead("scheduler", b, lease_s=30.0) == 0.0
     _expire(database_url, "leases")
+    assert store.workers.leader("scheduler") is None
     assert store.workers.lead("scheduler", a, lease_s=30.0) == 0.0
     assert store.workers.lead("scheduler", b, lease_s=30.0) is None
 

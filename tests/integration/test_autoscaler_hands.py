@@ -11,7 +11,7 @@ import stack
 from fake_provider import Crew, FakeProvider, Options
 
 from autoscaler import act
-from autoscaler.config import parse
+from autoscaler.config import ADVICE, parse
 from autoscaler.loop import Autoscaler
 from autoscaler.providers import ADAPTERS, Adapter
 from autoscaler.providers.contract import ProviderError, Trouble
@@ -322,6 +322,47 @@ def test_two_scalers_at_once_launch_once(store, tmp_path, model):
     late = rig.another()
     late.tick()
     assert holder(store) == late._id
+
+
+def test_who_only_advises_keeps_nobody_from_acting(store, tmp_path, model):
+    """It leads while nobody else does; who can act does so at once, and then the other keeps no decisions."""
+    rig = Rig(store, tmp_path, "min_workers = 3")
+    stack.a_worker(store, lease_s=600.0)
+    adviser = Autoscaler(store, ADVICE, {}, rig.clock, lease_s=60.0)
+    adviser.tick()
+    assert adviser.leads
+    assert [d.desired for d in store.instances.decisions(pool="cpu")] == [1]
+    rig.clock.advance(5.0)
+    rig.scaler = Autoscaler(store, rig.config, {"cpu": rig.provider}, rig.clock, lease_s=60.0)
+    rig.tick()
+    assert (rig.scaler.leads, len(rig.cloud.live())) == (True, 2)
+    rig.clock.advance(100.0)
+    adviser.tick()
+    assert not adviser.leads
+    assert [d.desired for d in store.instances.decisions(pool="cpu")] == [3, 1]
+    rig.scaler.close()
+    adviser.tick()
+    assert adviser.leads
+    adviser.configure(rig.config, {"cpu": rig.provider})
+    adviser.tick()
+    assert holder(store) == adviser.id
+    assert store.workers.leader("autoscaler.advice") is None
+
+
+def test_a_provider_that_takes_its_time_costs_no_other_pool_the_lease(store, tmp_path, model):
+    """The first pool's call outlasts the lease; the second one acts in the same tick nonetheless."""
+    rig = Rig(store, tmp_path, "min_workers = 1\n[pools.a]\nprovider = 'fake'\nmin_workers = 1")
+    slow = FakeProvider("a", Options(str(tmp_path / "a.json")))
+
+    def launch(_):
+        rig.clock.advance(40.0)
+        store.db.run("UPDATE leases SET lease_until = now() - interval '1 second' WHERE name = 'autoscaler'")
+        raise ProviderError(Trouble.UNKNOWN, "no reply")
+
+    slow.launch = launch
+    rig.scaler = Autoscaler(store, rig.config, {"a": slow, "cpu": rig.provider}, rig.clock, lease_s=15.0)
+    rig.tick()
+    assert len(rig.cloud.live()) == 1
 
 
 def test_a_launch_that_nobody_could_settle_is_given_up(store, tmp_path, model):
