@@ -154,6 +154,8 @@ class Staged(msgspec.Struct, frozen=True, omit_defaults=True):
     rows: int = 0
     errors: int = 0
     bytes: int = 0
+    lines: int = 0
+    """Of the default sink: result lines that were written to Postgres, not yet durable; the finish counts them."""
 
 
 def part_key(batch_id: uuid.UUID, number: int, attempt: int, kind: Literal["output", "error"]) -> str:

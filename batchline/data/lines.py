@@ -80,7 +80,7 @@ class LinesPart:
     def stage(self) -> Staged:
         self._release(None)
         self._flush()
-        return Staged([], self._rows, self._errors, self._bytes)
+        return Staged([], self._rows, self._errors, self._bytes, self._rows + self._errors)
 
     def abort(self) -> None:
         self._good, self._bad, self._chunks = None, [], []

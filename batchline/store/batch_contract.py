@@ -258,6 +258,9 @@ class Slices(Protocol):
         """Move FINISH: succeeded, or failed when every row failed; status, counts, failed rows, staged, together.
 
         True also for a repeat after a lost reply. False: stale; discard what was staged.
+
+        Raises:
+            SinkUnavailableError: result lines of this attempt are missing in Postgres; the slice is still the worker's.
         """
         ...
 

@@ -96,7 +96,7 @@ class Results:
         data = b"".join((_HEADER, *(part for chunk in packed for part in _copied(job_id, attempt, chunk)), _END))
 
         def work(transaction: Transaction) -> None:
-            # The finish comes later and is durable, and so is then all that came before.
+            # The finish comes later and is durable, and so is then all that came before; it counts what is there.
             transaction.run("SET LOCAL synchronous_commit = off")
             transaction.copy(_COPY, data)
 

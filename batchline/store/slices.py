@@ -9,6 +9,7 @@ import msgspec
 import psycopg2
 
 from batchline.batch import Staged, rows_to_bits
+from batchline.errors import SinkUnavailableError
 from batchline.job import TRANSITIONS, ClaimedJob, Move, Status, guard, names
 from batchline.store.batch_contract import FinishedSlice, SliceWork
 from batchline.store.batch_rows import UNCOUNTED, view_of
@@ -45,12 +46,17 @@ UPDATE slices s SET died = false,
 FROM mine WHERE s.job_id = mine.id RETURNING 1
 """
 
+# Result lines are committed without waiting for the disk: a crash of Postgres may have taken some of a slice whose
+# worker lives on. So they are counted here, where the commit makes them durable.
 _FINISH = f"""
 WITH mine AS MATERIALIZED (SELECT j.id FROM jobs j WHERE {_MINE} FOR UPDATE
+), whole AS MATERIALIZED (
+  SELECT mine.id FROM mine WHERE %(lines)s = 0 OR %(lines)s = (
+    SELECT sum(l.rows) FROM batch_lines l WHERE l.job_id = %(id)s AND l.attempt = %(attempt)s)
 ), u AS (
   UPDATE jobs j SET status = %(status)s::job_status, finished_at = now(), rows = %(rows)s, rows_failed = %(failed)s,
     code = %(code)s, exposed = false
-  FROM mine WHERE j.id = mine.id RETURNING j.id
+  FROM whole WHERE j.id = whole.id RETURNING j.id
 ), s AS (
   UPDATE slices s SET rows = %(rows)s, rows_done = %(rows)s, rows_failed = %(failed)s, attempt = %(attempt)s,
     failed = %(bits)s, staged = %(staged)s, published = %(published)s, died = false,
@@ -59,8 +65,9 @@ WITH mine AS MATERIALIZED (SELECT j.id FROM jobs j WHERE {_MINE} FOR UPDATE
 ), r AS (
   INSERT INTO job_results (job_id, timings) SELECT u.id, %(timings)s::json FROM u
 )
-SELECT id FROM u
-UNION SELECT j.id FROM jobs j WHERE j.id = %(id)s AND j.worker_id = %(worker)s AND j.attempt = %(attempt)s
+SELECT id, true FROM u
+UNION SELECT id, false FROM mine WHERE NOT EXISTS (SELECT 1 FROM whole)
+UNION SELECT j.id, true FROM jobs j WHERE j.id = %(id)s AND j.worker_id = %(worker)s AND j.attempt = %(attempt)s
   AND j.status IN ({names(TRANSITIONS[Move.FINISH][1])})
 """
 
@@ -116,8 +123,12 @@ class Slices:
             "published": not done.staged.parts,
             "poison": list(done.poison),
             "timings": done.timings,
+            "lines": done.staged.lines,
         }
-        return bool(self._db.run(_FINISH, params))
+        found = self._db.run(_FINISH, params)
+        if found and not found[0][1]:
+            raise SinkUnavailableError("Postgres has lost result lines of this slice in a crash; it is done again.")
+        return bool(found)
 
     def unpublished(self, *, limit: int) -> list[tuple[uuid.UUID, uuid.UUID, int, Staged]]:
         rows = self._db.run(_UNPUBLISHED, {"limit": limit})

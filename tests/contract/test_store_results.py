@@ -8,7 +8,8 @@ import batch_stack
 import pytest
 import stack
 
-from batchline.batch import BatchStatus, Chunk
+from batchline.batch import BatchStatus, Chunk, Staged
+from batchline.errors import SinkUnavailableError
 from batchline.store import batch_results
 from batchline.store.contract import Failure
 
@@ -103,6 +104,22 @@ def test_lines_of_attempts_that_lost_are_neither_seen_nor_kept(store, model, wor
     store.results.sweep(batch)
     assert store.db.run("SELECT job_id, attempt FROM batch_lines") == [(first.id, 2)]
     assert _read(store, batch) == [0, 1]
+
+
+def test_a_slice_whose_lines_a_crash_took_does_not_finish(store, model, worker):
+    """Lines are not durable before the finish: what Postgres has lost meanwhile is done again, by the next attempt."""
+    batch = batch_stack.planned(store, model, [4])
+    (job,) = batch_stack.claimed(store, worker, model)
+    whole = batch_stack.finished(job, staged=Staged(rows=4, lines=4))
+    for chunks in ([], [_chunk([0, 1])], [_chunk([3])]):
+        store.results.write(job.id, job.attempt, chunks)
+        with pytest.raises(SinkUnavailableError, match="lost result lines"):
+            store.slices.finish(worker, whole)
+        assert store.db.run("SELECT status::text FROM jobs WHERE id = %(id)s", {"id": job.id}) == [("running",)]
+    store.results.write(job.id, job.attempt, [_chunk([2])])
+    assert store.slices.finish(worker, whole)
+    assert store.slices.finish(worker, whole), "a repeat after a lost reply"
+    assert _read(store, batch) == [0, 1, 2, 3]
 
 
 def test_a_chunk_written_again_is_there_once(store, model, worker):

@@ -95,10 +95,11 @@ def test_whatever_cannot_be_decoded_is_a_4xx(body: bytes) -> None:
 
 
 def test_every_error_has_a_status() -> None:
-    """All subclasses, by themselves or by an ancestor."""
+    """All of ours, by themselves or by an ancestor."""
 
     def walk(kind: type[BatchlineError]) -> list[type[BatchlineError]]:
-        return [kind, *(k for sub in kind.__subclasses__() for k in walk(sub))]
+        ours = (k for k in kind.__subclasses__() if k.__module__ == BatchlineError.__module__)
+        return [kind, *(k for sub in ours for k in walk(sub))]
 
     assert all(400 <= status_of(kind("x")) <= 504 for kind in walk(BatchlineError))
 
