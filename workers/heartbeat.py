@@ -28,12 +28,22 @@ _SOON = 0.25
 
 
 def host_identity() -> str:
-    """This machine as far as process ids mean anything: host name and pid namespace."""
+    """This machine as far as process ids mean anything: host name, pid namespace and run.
+
+    Machines of one image, or of two networks, may have the same name, and all have the same first namespace.
+    """
     try:
         namespace = str(Path("/proc/self/ns/pid").readlink())
     except OSError:
         namespace = "pid"
-    return f"{socket.gethostname()}/{namespace}"
+    return f"{socket.gethostname()}/{namespace}/{_boot_id()[:8]}"
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 class Rate:

@@ -103,6 +103,26 @@ def test_who_comes_back_under_a_new_id_does_not_tell_its_rows_twice(
     _until(lambda: _rows_done(database_url) == [5, 4])
 
 
+def test_only_former_lives_on_this_very_machine_are_buried(
+    store: Store, hearts: Callable[[float], Told], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine of the same image may have the same name: its workers' process ids mean nothing here."""
+    gone = 2**22 + 1  # beyond the highest process id
+
+    def register() -> uuid.UUID:
+        worker = uuid.uuid4()
+        store.workers.register(worker, host=heartbeat.host_identity(), pid=gone, pool="cpu", device="cpu", lease_s=60.0)
+        return worker
+
+    here = register()
+    with monkeypatch.context() as patch:
+        patch.setattr(heartbeat, "_boot_id", lambda: "another-run")
+        elsewhere = register()
+    hearts(30.0)
+    live = {worker.id: worker.live for worker in store.workers.list()}
+    assert (live[here], live[elsewhere]) == (False, True)
+
+
 def test_no_error_stops_the_heart(
     store: Store, hearts: Callable[[float], Told], monkeypatch: pytest.MonkeyPatch
 ) -> None:
