@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import collections
+import math
 import statistics
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from autoscaler.config import PoolConfig
 from autoscaler.signals import Demand, Facts, Limits, Signals, Spent
@@ -20,6 +21,8 @@ _REBASE = timedelta(minutes=2)
 _OVERLAP = timedelta(minutes=1)
 _MEASURE_S = 60.0
 _MEASURED_S = 86400.0
+_SPENT_S = 15.0
+"""Money is counted this often: it takes a look at all hours of all workers since midnight."""
 _CAPACITY = (InstanceStatus.STARTING, InstanceStatus.SERVING)
 
 
@@ -51,6 +54,8 @@ class Observer:
         self._arrived: dict[str, float] = collections.defaultdict(float)
         self._measured: dict[str, tuple[float, float]] = {}
         self._measured_at = -_MEASURE_S
+        self._money: dict[str, tuple[float, datetime, float]] = {}
+        """What a pool had spent: when that was counted, since which midnight, how much."""
 
     def look(self, pools: Collection[str] = ()) -> dict[str, Look]:
         """Every pool that has work, workers or instances, and those named; counted anew unless somebody just did."""
@@ -91,9 +96,16 @@ class Observer:
         if limits.max_launches_per_hour is not None:
             launches = self._store.instances.launches_within(pool, 3600.0)
         if limits.budget_per_day is not None:
-            midnight = self._clock.now().replace(hour=0, minute=0, second=0, microsecond=0)
-            today = self._store.costs.spent(pool, midnight)
+            today = self._today(pool)
         return Spent(launches, today)
+
+    def _today(self, pool: str) -> float:
+        now, midnight = self._clock.monotonic(), self._clock.now().replace(hour=0, minute=0, second=0, microsecond=0)
+        at, day, spent = self._money.get(pool, (-math.inf, midnight, 0.0))
+        if now - at >= _SPENT_S or day != midnight:
+            at, spent = now, self._store.costs.spent(pool, midnight)
+            self._money[pool] = (at, midnight, spent)
+        return spent
 
     def _grow(self, totals: Iterable[Totals]) -> None:
         """Add up what has arrived; the moment it is counted from follows, so that counting stays cheap."""

@@ -14,7 +14,7 @@ from stack import a_spec, a_worker, new_job
 from autoscaler.config import parse
 from autoscaler.loop import Autoscaler
 from autoscaler.observe import Look, Observer
-from autoscaler.signals import Decision, Demand, Signals
+from autoscaler.signals import Decision, Demand, Limits, Signals
 from batchline.clock import FakeClock, SystemClock
 from batchline.job import first_id_at
 from batchline.store.instance_contract import NewInstance
@@ -85,6 +85,21 @@ def test_start_up_time_and_price_are_measured(store):
     store.db.run("UPDATE instances SET launched_at = now() - interval '50 s', registered_at = now() WHERE id <> 'c'")
     facts = Observer(store, SystemClock()).facts(pool)
     assert (round(facts.start_s), facts.price_per_hour) == (50, 0.5)
+
+
+def test_money_is_counted_four_times_a_minute(store, monkeypatch):
+    """A look at all hours of all workers since midnight is not for every tick; a new day begins with nothing."""
+    clock, asked = FakeClock(datetime(2026, 11, 22, 23, 58, tzinfo=UTC)), []
+    monkeypatch.setattr(type(store.costs), "spent", lambda _, pool, since: asked.append(since) or 7.0)
+    observer = Observer(store, clock)
+    for _ in range(24):
+        assert observer.spent("cpu", Limits(budget_per_day=10.0)).today == 7.0
+        clock.advance(5.0)
+    assert asked == [datetime(2026, 11, 22, tzinfo=UTC)] * 8
+    observer.spent("cpu", Limits(budget_per_day=10.0))
+    assert asked[8:] == [datetime(2026, 11, 23, tzinfo=UTC)]
+    observer.spent("cpu", Limits())
+    assert len(asked) == 9
 
 
 class Listens:
