@@ -109,6 +109,14 @@ def test_the_partial_indexes_are_those_of_the_schema(database_url):
         assert bare == ("" if where is None else str(where))
 
 
+@pytest.mark.parametrize(("have", "todo"), [(None, "migrate"), ("0000", "migrate"), ("9999", "a newer release")])
+def test_a_schema_that_is_not_ours_says_what_to_do(monkeypatch, have, todo):
+    """An older one is migrated; a newer one asks for the newer release, since ours cannot migrate it."""
+    monkeypatch.setattr(migrations, "current", lambda _: have)
+    with pytest.raises(StoreUnavailableError, match=todo):
+        migrations.check("postgresql://nowhere")
+
+
 def test_two_processes_migrate_at_once(postgres):
     """One works, the other waits, both come out at the head."""
     stack.query(postgres.url, "CREATE DATABASE test_migrate")

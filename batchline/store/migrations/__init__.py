@@ -81,6 +81,6 @@ def check(url: str) -> None:
     """
     have, want = current(url), head()
     if have != want:
-        raise StoreUnavailableError(
-            f"The database has schema {have or 'none'}, this code needs {want}: run `batchline migrate`."
-        )
+        newer = have is not None and have.isdecimal() and have > want
+        todo = "a newer release has migrated it, start that" if newer else "run `batchline migrate`"
+        raise StoreUnavailableError(f"The database has schema {have or 'none'}, this code needs {want}: {todo}.")
