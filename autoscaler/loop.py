@@ -247,6 +247,8 @@ class Autoscaler:
             return
         self._told[config.pool] = (decision.desired, now)
         log.info("decision" if config.pool in self._hands else "advice", extra=facts_of(config.pool, look, decision))
+        if self._leads and config.pool not in self._hands and (look.managed or look.moving):
+            log.warning("nobody ends its instances: the pool has no provider any more", extra={"pool": config.pool})
         if self._leads:
             signals = kept(look.signals, config.limits)
             self._store.instances.decided(

@@ -3,7 +3,7 @@
 run/instances/ID.json    who it is: tags, process id and start time; written by the process itself before it becomes a
                          worker, kept for a day after its end so that a repeated launch starts nothing
 run/instances/ID.ending  since when it is to end
-run/instances/HEX.done   how many instances the launch has brought
+run/instances/HEX.done   the launch has brought all that it will
 logs/ID.log              what it says; rotated with the others
 """
 

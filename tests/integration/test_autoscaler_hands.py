@@ -405,6 +405,16 @@ def test_what_another_provider_has_launched_is_not_dropped_in_silence(store, tmp
     assert [r.levelname for r in caplog.records if "end these yourself" in r.message] == ["ERROR"]
 
 
+def test_instances_of_a_pool_without_a_provider_are_told_of(store, tmp_path, caplog):
+    """Who takes a pool out of the file leaves its machines running."""
+    rig = Rig(store, tmp_path, "min_workers = 1")
+    rig.tick()
+    assert not [r for r in caplog.records if "nobody ends" in r.message]
+    rig.scaler.configure(rig.config, {})
+    rig.tick(3)
+    assert [r.levelname for r in caplog.records if "nobody ends" in r.message] == ["WARNING"]
+
+
 def test_workers_that_others_start_along_with_it_are_waited_for(store, tmp_path):
     """`up` starts workers and the autoscaler at once: nothing is launched in their place before the limit is over."""
     rig = Rig(store, tmp_path, "min_workers = 2\nstarted_elsewhere = 2\nstart_limit_s = 60")
