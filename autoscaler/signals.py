@@ -78,7 +78,7 @@ class Facts:
     """What a policy may know of the pool beside its signals."""
 
     start_s: float = 30.0
-    """Measured time from launch to the first claim."""
+    """Time from launch to the first claim; as measured, to the worker's registration, which comes before its models."""
     billing_s: float = 60.0
     """A launched worker costs at least this long."""
     price_per_hour: float = 0.0
