@@ -168,6 +168,7 @@ def _look(
         draining=sum(w.draining for w in live),
         rows_per_s=totals.rows_per_s,
         demands=tuple(Demand(due_s, rows) for due_s, rows in totals.demands),
+        bulk_rows_per_s=totals.bulk_rows_per_s,
     )
     moving = bool(launches) or any(i.status is InstanceStatus.STOPPING for i in instances)
     return Look(signals, unmanaged, workers + starting, moving)

@@ -28,8 +28,10 @@ class Signals:
         workers: live and not draining: what counts as capacity.
         pending: launched and not yet registered.
         draining: live, taking nothing new.
-        rows_per_s: of one busy worker as last measured, also while none is live; 0 when never measured.
+        rows_per_s: of one busy worker as last measured, also while none is live; 0 when never measured. Of the online
+            lane if it was ever busy.
         demands: work with deadlines, earliest first.
+        bulk_rows_per_s: of one worker busy with bulk; 0 when never measured.
     """
 
     at: float
@@ -44,6 +46,7 @@ class Signals:
     draining: int = 0
     rows_per_s: float = 0.0
     demands: tuple[Demand, ...] = ()
+    bulk_rows_per_s: float = 0.0
 
     @property
     def online_rows(self) -> float:

@@ -94,7 +94,7 @@ class Heart:
         self._on_drain = on_drain
         self._report = report
         self._rates = {lane: Rate() for lane in Lane}
-        self._rate = 0.0
+        self._rate = self._bulk_rate = 0.0
         self._rows_told, self._rows_before = 0, 0
         """Rows that this process has told of, and those of them that it told under former ids."""
         self._closed, self._soon = threading.Event(), threading.Event()
@@ -154,7 +154,7 @@ class Heart:
             before = now
             try:
                 # What jobs wait for is the online rate: slices, a hundred times as fast, must not brighten it.
-                self._rate = rates[Lane.ONLINE] or rates[Lane.BULK]
+                self._rate, self._bulk_rate = rates[Lane.ONLINE] or rates[Lane.BULK], rates[Lane.BULK]
                 self._beat()
                 wait_s = self._settings.heartbeat_s
             except StoreUnavailableError as e:
@@ -192,6 +192,7 @@ class Heart:
             lease_s=self._settings.lease_s,
             models=self._loaded(),
             rows_per_s=self._rate,
+            bulk_rows_per_s=self._bulk_rate,
             rows_done=rows - self._rows_before,
         )
         if pulse is not Pulse.LOST:

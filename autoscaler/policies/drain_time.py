@@ -56,6 +56,7 @@ class DrainTime:
         m = forecast.service_rate(history)
         if m <= 0:
             return self._unmeasured(seen)
+        history = forecast.weighed(history)
         pool = _Pool(m, seen.workers, forecast.pending(history, facts, now), facts)
         due = self._due(history, facts, now)
         extra, why = self._extra(due, pool)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from autoscaler.policies.contract import within
-from autoscaler.signals import Facts, Signals
+from autoscaler.signals import Demand, Facts, Signals
 
 
 def rate(history: Sequence[Signals], now: float, over_s: float) -> float:
@@ -20,6 +21,27 @@ def rate(history: Sequence[Signals], now: float, over_s: float) -> float:
 def service_rate(history: Sequence[Signals]) -> float:
     """Rows/s of one busy worker as last measured; 0 if never."""
     return next((seen.rows_per_s for seen in reversed(history) if seen.rows_per_s > 0), 0.0)
+
+
+def weighed(history: Sequence[Signals]) -> Sequence[Signals]:
+    """The history with a present whose bulk rows count as the online rows that take a worker as long.
+
+    Slices go many times as fast as jobs of a row, or are of a dearer model: one rate for both would see a batch as done
+    in a minute, or as a reason for every worker there may be. What runs is weighed as bulk; of online work little runs.
+    """
+    seen = history[-1]
+    bulk = next((look.bulk_rows_per_s for look in reversed(history) if look.bulk_rows_per_s > 0), 0.0)
+    weight = service_rate(history) / bulk if bulk > 0 else 1.0
+    if weight in (0.0, 1.0):
+        return history
+    present = replace(
+        seen,
+        queued_rows=seen.online_rows + seen.bulk_rows * weight,
+        bulk_rows=seen.bulk_rows * weight,
+        running_rows=seen.running_rows * weight,
+        demands=tuple(Demand(demand.due_s, demand.rows * weight) for demand in seen.demands),
+    )
+    return [*history[:-1], present]
 
 
 def backlog(history: Sequence[Signals], now: float) -> list[tuple[float, float]]:

@@ -115,14 +115,16 @@ _PRUNE_WORKERS = """
 WITH old AS (
   DELETE FROM workers w WHERE w.lease_until < now() - interval '1 day'
     AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.worker_id = w.id AND j.status = 'running')
-  RETURNING w.pool, w.rows_done, w.rows_per_s, w.heartbeat_at
+  RETURNING w.pool, w.rows_done, w.rows_per_s, w.bulk_rows_per_s, w.heartbeat_at
 ), kept AS (
-  INSERT INTO pools AS p (name, rows_done, rows_per_s)
+  INSERT INTO pools AS p (name, rows_done, rows_per_s, bulk_rows_per_s)
   SELECT pool, sum(rows_done),
-    coalesce((array_agg(rows_per_s ORDER BY heartbeat_at DESC) FILTER (WHERE rows_per_s > 0))[1], 0)
+    coalesce((array_agg(rows_per_s ORDER BY heartbeat_at DESC) FILTER (WHERE rows_per_s > 0))[1], 0),
+    coalesce((array_agg(bulk_rows_per_s ORDER BY heartbeat_at DESC) FILTER (WHERE bulk_rows_per_s > 0))[1], 0)
   FROM old GROUP BY pool ORDER BY pool
   ON CONFLICT (name) DO UPDATE SET rows_done = p.rows_done + excluded.rows_done,
-    rows_per_s = CASE WHEN excluded.rows_per_s > 0 THEN excluded.rows_per_s ELSE p.rows_per_s END
+    rows_per_s = CASE WHEN excluded.rows_per_s > 0 THEN excluded.rows_per_s ELSE p.rows_per_s END,
+    bulk_rows_per_s = CASE WHEN excluded.bulk_rows_per_s > 0 THEN excluded.bulk_rows_per_s ELSE p.bulk_rows_per_s END
 )
 SELECT 1 FROM old
 """

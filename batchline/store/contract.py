@@ -275,7 +275,14 @@ class Workers(Protocol):
         ...
 
     def heartbeat(
-        self, worker_id: uuid.UUID, *, lease_s: float, models: str, rows_per_s: float, rows_done: int = 0
+        self,
+        worker_id: uuid.UUID,
+        *,
+        lease_s: float,
+        models: str,
+        rows_per_s: float,
+        bulk_rows_per_s: float = 0.0,
+        rows_done: int = 0,
     ) -> Pulse:
         """Renew the lease for `lease_s` from now, unless it had run out.
 
@@ -283,7 +290,8 @@ class Workers(Protocol):
             worker_id: of this incarnation.
             lease_s: how long it is believed alive from now on.
             models: refs of what is loaded, space-separated.
-            rows_per_s: how fast it goes.
+            rows_per_s: how fast it goes, in the online lane if it has ever been busy there.
+            bulk_rows_per_s: how fast in the bulk lane; 0 when never.
             rows_done: predicted and written since it registered.
         """
         ...

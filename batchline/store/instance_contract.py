@@ -103,7 +103,7 @@ class Scaling:
     reason: str
     signals: dict[str, float]
     """The numbers it was made from: queued_rows, bulk_rows, running_rows, oldest_age_s, arrived_rows, done_rows,
-    workers, pending, draining, rows_per_s."""
+    workers, pending, draining, rows_per_s, bulk_rows_per_s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +117,7 @@ class Totals:
         rows_per_s: of one worker: the mean of the live ones, else as last measured by any; 0 when never.
         demands: (seconds from now, rows queued or running of slices due until then), earliest first. Paused batches
             have none.
+        bulk_rows_per_s: as rows_per_s, of the bulk lane alone.
     """
 
     pool: str
@@ -125,6 +126,7 @@ class Totals:
     running_rows: int
     rows_per_s: float
     demands: tuple[tuple[float, int], ...]
+    bulk_rows_per_s: float = 0.0
 
 
 class Instances(Protocol):

@@ -37,13 +37,15 @@ WITH arrived AS MATERIALIZED (
   FROM models m LEFT JOIN arrived a ON a.model_id = m.id LEFT JOIN running r ON r.model_id = m.id GROUP BY 1
 ), of_workers AS MATERIALIZED (
   SELECT pool, sum(rows_done) AS done, avg(rows_per_s) FILTER (WHERE rows_per_s > 0 AND lease_until > now()) AS rate,
-    (array_agg(rows_per_s ORDER BY heartbeat_at DESC) FILTER (WHERE rows_per_s > 0))[1] AS last_rate
+    (array_agg(rows_per_s ORDER BY heartbeat_at DESC) FILTER (WHERE rows_per_s > 0))[1] AS last_rate,
+    avg(bulk_rows_per_s) FILTER (WHERE bulk_rows_per_s > 0 AND lease_until > now()) AS bulk,
+    (array_agg(bulk_rows_per_s ORDER BY heartbeat_at DESC) FILTER (WHERE bulk_rows_per_s > 0))[1] AS last_bulk
   FROM workers GROUP BY 1
 )
 SELECT pool, coalesce(m.arrived, 0), coalesce(w.done, 0) + coalesce(p.rows_done, 0), coalesce(m.running, 0),
-  coalesce(w.rate, w.last_rate, p.rows_per_s, 0)
+  coalesce(w.rate, w.last_rate, p.rows_per_s, 0), coalesce(w.bulk, w.last_bulk, p.bulk_rows_per_s, 0)
 FROM of_models m FULL JOIN of_workers w USING (pool)
-LEFT JOIN (SELECT name AS pool, rows_done, rows_per_s FROM pools) p USING (pool) ORDER BY pool
+LEFT JOIN (SELECT name AS pool, rows_done, rows_per_s, bulk_rows_per_s FROM pools) p USING (pool) ORDER BY pool
 """
 
 # Slices have the deadline of their batch, so each deadline is one probe of an index that holds online jobs too. Slices
@@ -94,6 +96,6 @@ def totals(db: Database, since: datetime) -> list[Totals]:
     for pool, due_s, rows in db.run(_DEMANDS):
         demands[pool].append((due_s, int(rows)))
     return [
-        Totals(pool, int(arrived), int(done), int(running), float(rate), tuple(demands[pool]))
-        for pool, arrived, done, running, rate in db.run(_TOTALS, {"from": first_id_at(since.timestamp())})
+        Totals(pool, int(arrived), int(done), int(running), float(rate), tuple(demands[pool]), float(bulk))
+        for pool, arrived, done, running, rate, bulk in db.run(_TOTALS, {"from": first_id_at(since.timestamp())})
     ]

@@ -94,6 +94,7 @@ workers = Table(
     Column("rows_per_s", Float, nullable=False, server_default=_ZERO),
     Column("instance", String, nullable=False, server_default=_EMPTY),
     Column("rows_done", BigInteger, nullable=False, server_default=_ZERO),
+    Column("bulk_rows_per_s", Float, nullable=False, server_default=_ZERO),
     Index("workers_instance", "instance", postgresql_where=text("instance <> ''")),
 )
 
@@ -103,6 +104,7 @@ pools = Table(
     Column("name", String, primary_key=True),
     Column("rows_done", BigInteger, nullable=False, server_default=_ZERO, comment="by pruned workers"),
     Column("rows_per_s", Float, nullable=False, server_default=_ZERO, comment="of the last one pruned"),
+    Column("bulk_rows_per_s", Float, nullable=False, server_default=_ZERO, comment="likewise"),
 )
 
 jobs = Table(

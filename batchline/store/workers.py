@@ -20,7 +20,8 @@ ON CONFLICT (id) DO NOTHING
 # Zero rows: the lease has run out and others may have taken the jobs; the caller must come back under a new id.
 _HEARTBEAT = """
 UPDATE workers SET heartbeat_at = now(), lease_until = now() + %(lease)s * interval '1 second',
-  models = %(models)s, rows_per_s = %(rows_per_s)s, rows_done = %(rows_done)s
+  models = %(models)s, rows_per_s = %(rows_per_s)s, bulk_rows_per_s = %(bulk)s,
+  rows_done = %(rows_done)s
 WHERE id = %(id)s AND lease_until > now() RETURNING draining
 """
 
@@ -54,13 +55,21 @@ class Workers:
         self._db.run(_REGISTER, {**params, "instance": instance})
 
     def heartbeat(
-        self, worker_id: uuid.UUID, *, lease_s: float, models: str, rows_per_s: float, rows_done: int = 0
+        self,
+        worker_id: uuid.UUID,
+        *,
+        lease_s: float,
+        models: str,
+        rows_per_s: float,
+        bulk_rows_per_s: float = 0.0,
+        rows_done: int = 0,
     ) -> Pulse:
         params = {
             "id": worker_id,
             "lease": lease_s,
             "models": models,
             "rows_per_s": rows_per_s,
+            "bulk": bulk_rows_per_s,
             "rows_done": rows_done,
         }
         rows = self._db.run(_HEARTBEAT, params)

@@ -47,9 +47,9 @@ def test_totals_tell_what_arrived_what_runs_and_what_was_done(store, model):
 def test_what_workers_have_done_stays_done_when_they_are_pruned(store, database_url):
     """The sum does not shrink, nor is the pool's speed forgotten: it may have been at zero for days."""
     for rows, rate in ((5, 20.0), (7, 10.0), (9, 0.0)):
-        _beat(store, stack.a_worker(store), rows_done=rows, rows_per_s=rate)
+        _beat(store, stack.a_worker(store), rows_done=rows, rows_per_s=rate, bulk_rows_per_s=rate * 9)
     before = _totals(store)["cpu"]
-    assert (before.done_rows, before.rows_per_s) == (21, 15.0)
+    assert (before.done_rows, before.rows_per_s, before.bulk_rows_per_s) == (21, 15.0, 135.0)
     stack.query(
         database_url,
         "UPDATE workers SET lease_until = now() - interval '2 days',"
@@ -60,10 +60,10 @@ def test_what_workers_have_done_stays_done_when_they_are_pruned(store, database_
     assert store.workers.list() == []
     worker = stack.a_worker(store)
     after = _totals(store)["cpu"]
-    assert (after.done_rows, after.rows_per_s) == (21, 20.0)
+    assert (after.done_rows, after.rows_per_s, after.bulk_rows_per_s) == (21, 20.0, 180.0)
     _beat(store, worker, rows_done=1, rows_per_s=3.0)
     after = _totals(store)["cpu"]
-    assert (after.done_rows, after.rows_per_s) == (22, 3.0)
+    assert (after.done_rows, after.rows_per_s, after.bulk_rows_per_s) == (22, 3.0, 180.0)
 
 
 def test_demands_are_the_rows_of_slices_by_their_deadline(store, model, database_url):

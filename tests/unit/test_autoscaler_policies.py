@@ -1,6 +1,7 @@
 """Laws of the scaling policies: never below zero, nothing but the history counts, and none flaps."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -36,6 +37,7 @@ def histories(draw):
                 workers=draw(st.integers(0, 50)),
                 pending=draw(st.integers(0, 50)),
                 rows_per_s=draw(st.sampled_from([0.0, RATE])),
+                bulk_rows_per_s=draw(st.sampled_from([0.0, RATE / 50, RATE * 50])),
                 demands=(Demand(draw(st.floats(-1e3, 1e5)), bulk),) if bulk else (),
             )
         )
@@ -152,6 +154,16 @@ def test_drain_time_does_not_make_those_without_a_deadline_wait_for_a_later_one(
     alone = DrainTime().decide([Signals(0.0, 360_000, 360_000, rows_per_s=RATE)], FACTS, 0.0)
     both = Signals(0.0, 360_010, 360_010, rows_per_s=RATE, demands=(Demand(86_400, 10),))
     assert DrainTime().decide([both], FACTS, 0.0).desired == alone.desired == 11
+
+
+@pytest.mark.parametrize(("bulk_rate", "workers"), [(0.0, 100), (RATE, 100), (100 * RATE, 1), (RATE / 10, 1000)])
+def test_drain_time_reckons_batches_at_their_own_rate(bulk_rate, workers):
+    """Slices may go a hundred times as fast as jobs of a row, or be of a dearer model; not measured, as those."""
+    rows = 3540 * RATE * 100
+    seen = Signals(at=1e9, queued_rows=rows, bulk_rows=rows, rows_per_s=RATE, bulk_rows_per_s=bulk_rate)
+    assert DrainTime().decide([seen], FACTS, seen.at).desired == workers
+    working = replace(seen, queued_rows=0.0, bulk_rows=0.0, running_rows=rows, workers=workers)
+    assert DrainTime().decide([working], FACTS, seen.at).desired == workers
 
 
 def test_drain_time_does_not_panic_about_what_is_late_already():

@@ -31,6 +31,7 @@ def downgrade() -> None:
         op.drop_table(table)
     STATUS.drop(op.get_bind())
     op.drop_index("workers_instance", "workers")
+    op.drop_column("workers", "bulk_rows_per_s")
     op.drop_column("workers", "rows_done")
     op.drop_column("workers", "instance")
 
@@ -38,12 +39,14 @@ def downgrade() -> None:
 def _workers() -> None:
     op.add_column("workers", sa.Column("instance", sa.String(), server_default=_EMPTY, nullable=False))
     op.add_column("workers", sa.Column("rows_done", sa.BigInteger(), server_default=_ZERO, nullable=False))
+    op.add_column("workers", sa.Column("bulk_rows_per_s", sa.Float(), server_default=_ZERO, nullable=False))
     op.create_index("workers_instance", "workers", ["instance"], postgresql_where=sa.text("instance <> ''"))
     op.create_table(
         "pools",
         sa.Column("name", sa.String(), nullable=False),
         sa.Column("rows_done", sa.BigInteger(), server_default=_ZERO, nullable=False, comment="by pruned workers"),
         sa.Column("rows_per_s", sa.Float(), server_default=_ZERO, nullable=False, comment="of the last one pruned"),
+        sa.Column("bulk_rows_per_s", sa.Float(), server_default=_ZERO, nullable=False, comment="likewise"),
         sa.PrimaryKeyConstraint("name"),
     )
 
