@@ -26,6 +26,7 @@ from batchline.clock import SystemClock
 from batchline.errors import SettingsError, StoreUnavailableError
 from batchline.store import Store
 from batchline.store.instance_contract import InstanceStatus, NewInstance
+from batchline.store.instances import LEASE
 
 EVENT = {
     "version": "0",
@@ -156,8 +157,9 @@ def test_an_interruption_has_the_instances_workers_leave(
     model = rig.add("double", small_models.double(tmp_path / "double.onnx"))
     scaler = Autoscaler(store, ADVICE, {}, SystemClock(), lease_s=300.0)
     scaler.tick()
+    assert store.workers.lead(LEASE, scaler.id, lease_s=300.0) is not None, "as one that has a pool to act on"
     launch = uuid.uuid4()
-    store.instances.intend(scaler.id, launch, pool="cpu", provider="ec2-spot", count=2, most=2)
+    assert store.instances.intend(scaler.id, launch, pool="cpu", provider="ec2-spot", count=2, most=2)
     store.instances.settle(launch, [NewInstance("i-0123456789abcdef0"), NewInstance("i-other")])
     store.workers.register(
         other := uuid.uuid4(), host="h", pid=1, pool="cpu", device="cpu", lease_s=300.0, instance="i-other"

@@ -99,7 +99,7 @@ def test_the_supervisor_bounds_what_a_chatty_child_leaves(tmp_path: Path, monkey
     watcher.join()
     old = [logs / "chatty.log.2", logs / "chatty.log.1"]
     assert names(logs) == ["chatty.log", "chatty.log.1", "chatty.log.2"]
-    assert all(path.stat().st_size > limit for path in old)
+    assert all(path.stat().st_size > limit * 0.9 for path in old), "but for the line that the cut goes through"
     for path in old:
         numbers = [int(line.split()[1]) for line in lines(path)[:-1]]
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
