@@ -409,6 +409,7 @@ worker_hours = Table(
         "hour",
         postgresql_where=text("batch_id <> '00000000-0000-0000-0000-000000000000'"),
     ),
+    Index("worker_hours_worker", "worker_id", "hour"),
 )
 
 pool_money = Table(

@@ -9,10 +9,12 @@ from datetime import UTC, datetime, timedelta
 import batch_stack
 import pytest
 import stack
+from explaining import Explaining
 
 from batchline.batch import show_batch_id
 from batchline.job import Lane
 from batchline.store.cost_contract import By, PoolMoney, Standing, Used
+from batchline.store.costs import CostRoom
 
 HOUR = timedelta(hours=1)
 NOON = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - 48 * HOUR
@@ -171,6 +173,15 @@ def test_a_job_costs_its_part_of_the_worker(store, machine, model, database_url)
     assert (found.tenant_id, found.machine, found.worker_s) == (stack.TENANT, "i-1", 0.5)
     assert (found.cost, found.on_demand) == (pytest.approx(0.001), pytest.approx(0.002))
     assert store.costs.of_job(uuid.uuid4()) is None
+    stack.query(
+        database_url,
+        "INSERT INTO worker_hours SELECT %s, n::text, gen_random_uuid(), 1, 1, gen_random_uuid(), 'cpu', 1, 0"
+        " FROM generate_series(1, 20000) n",
+        (NOON,),
+    )
+    explaining = Explaining(database_url)
+    assert CostRoom(explaining).of_job(job.id) == found
+    assert explaining.pages() < 60, "whatever the others did in that hour"
 
 
 def test_what_a_pool_has_spent_today_counts_launched_and_own_workers(store, database_url):

@@ -28,6 +28,7 @@ def upgrade() -> None:
     )
     where = sa.text("batch_id <> '00000000-0000-0000-0000-000000000000'")
     op.create_index("worker_hours_batch", "worker_hours", ["batch_id", "hour"], postgresql_where=where)
+    op.create_index("worker_hours_worker", "worker_hours", ["worker_id", "hour"])
     op.create_table(
         "pool_money",
         sa.Column("pool", sa.String(), nullable=False),
