@@ -38,6 +38,44 @@ return 'sent'
 """
 
 
+class _OneWay:
+    """A connection on which Redis never answers, so that saying something costs no round trip and waits for nobody."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._silent = False
+        self._lock = threading.Lock()
+
+    def say(self, *command: str | bytes) -> None:
+        """Send a command; raises when Redis is seen not to be there."""
+        with self._lock:
+            if not self._stands():
+                self._connect()
+            try:
+                self._connection.send_command(*command, check_health=False)
+            except BaseException:
+                self._silent = False
+                raise
+
+    def close(self) -> None:
+        with self._lock:
+            self._silent = False
+            self._connection.disconnect()
+
+    def _stands(self) -> bool:
+        try:
+            return self._silent and not self._connection.can_read()  # all that can come is its end
+        except (redis.RedisError, OSError):
+            return False
+
+    def _connect(self) -> None:
+        self._silent = False
+        self._connection.disconnect()
+        self._connection.connect()
+        self._connection.send_command("CLIENT", "REPLY", "OFF", check_health=False)
+        self._silent = True
+
+
 class Hints:
     """The markers and announcements of one process."""
 
@@ -52,6 +90,7 @@ class Hints:
         )
         database = self._redis.connection_pool.connection_kwargs.get("db") or 0
         self._channel = f"batchline:{database}:finished"
+        self._one_way = _OneWay(self._redis.connection_pool.make_connection())
         self._broken_until = 0.0
         self._closed = threading.Event()
         self._listener: threading.Thread | None = None
@@ -68,16 +107,21 @@ class Hints:
         return None if told is None else cast("bytes", told).decode()
 
     def unmark(self, pool: str, lane: Lane) -> None:
-        """Delete the marker, so that a later commit nudges for itself."""
-        self._call(lambda: self._redis.delete(_marker(pool, lane)))
+        """Have the marker deleted, so that a later commit nudges for itself; does not wait until it is.
+
+        A claim that follows takes several times the way to Redis. Should it be quicker all the same, a nudge of then
+        is taken for out already, and what it was for is found with the next, or by who looks for work unasked.
+        """
+        self._call(lambda: self._one_way.say("DEL", _marker(pool, lane)))
 
     def ping(self) -> bool:
         """Whether Redis answers."""
         return self._call(self._redis.ping) is True
 
     def publish(self, job_ids: Sequence[uuid.UUID]) -> None:
+        """Announce that jobs have ended; does not wait until it is heard."""
         if job_ids:
-            self._call(lambda: self._redis.publish(self._channel, b"".join(i.bytes for i in job_ids)))
+            self._call(lambda: self._one_way.say("PUBLISH", self._channel, b"".join(i.bytes for i in job_ids)))
 
     def listen(self, on_finished: Callable[[Sequence[uuid.UUID]], None]) -> None:
         self._listener = threading.Thread(target=self._listen, args=(on_finished,), name="wake-ups", daemon=True)
@@ -87,6 +131,7 @@ class Hints:
         self._closed.set()
         if self._listener:
             self._listener.join(timeout=2.0)
+        self._one_way.close()
         self._redis.close()
 
     def _listen(self, on_finished: Callable[[Sequence[uuid.UUID]], None]) -> None:

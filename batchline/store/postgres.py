@@ -79,6 +79,7 @@ class Database:
             pool_size=connections,
             max_overflow=0,
             pool_timeout=5.0,
+            pool_use_lifo=True,  # the one used last is the warm one, on both sides
             isolation_level="AUTOCOMMIT",
             connect_args=_connect_args(statement_timeout_s),
         )

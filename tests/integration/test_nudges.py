@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,8 +15,11 @@ from batchline.local.servers import ValkeyServer, free_port
 from batchline.queue import celery_queue
 from batchline.queue.celery_queue import TASK, CeleryNudger, make_app, queue_name
 from batchline.queue.hints import Hints
+from tests.system import until
 
 QUEUE = queue_name("cpu", Lane.ONLINE)
+MARKER = "batchline:nudge:cpu:online"
+CHANNEL = "batchline:0:finished"
 
 
 @pytest.fixture
@@ -48,8 +52,22 @@ def test_one_nudge_is_out_at_a_time(server: Any, hints: Hints, nudger: CeleryNud
     assert sent == ["sent", "marked", "sent"]
     assert nudger._send("cpu", Lane.BULK, force=False) == "sent"
     hints.unmark("cpu", Lane.ONLINE)
+    until(lambda: not server.exists(MARKER), within_s=10, what="the marker is deleted")
     assert nudger._send("cpu", Lane.ONLINE, force=False) == "sent"
     assert server.llen(QUEUE) == 3
+
+
+def test_what_needs_no_answer_survives_a_lost_connection(server: Any, hints: Hints) -> None:
+    """Redis never answers there, so the end of the connection is all there is to notice."""
+    heard: list[uuid.UUID] = []
+    hints.listen(heard.extend)
+    until(lambda: server.pubsub_numsub(CHANNEL)[0][1] == 1, within_s=10, what="the listener subscribes")
+    told = [uuid.uuid4() for _ in range(4)]
+    for at in (0, 2):
+        for job_id in told[at : at + 2]:
+            hints.publish([job_id])
+        until(lambda at=at: heard == told[: at + 2], within_s=10, what="all ids are heard, in order")
+        server.client_kill_filter(_type="normal", skipme=True)
 
 
 def test_a_queue_that_nobody_serves_stops_growing(server: Any, nudger: CeleryNudger) -> None:
