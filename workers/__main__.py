@@ -64,22 +64,12 @@ def main() -> int:
         report=Reporter(own.costs, turns).tell,
     )
     engine = _engine(
-        config,
-        store,
-        models,
-        device=device,
-        turns=turns,
-        hints=hints,
-        nudger=nudger,
-        heart=heart,
-        leave=leave,
+        config, store, models, device=device, turns=turns, hints=hints, nudger=nudger, heart=heart, leave=leave
     )
     heart.start()
     device.watch()
     threading.Thread(target=_see_out, args=(leave, turns, store, heart, config), name="leave", daemon=True).start()
-    if config.spot_notice:
-        watch = SpotNotice(Imds(IMDS if config.spot_notice == "imds" else config.spot_notice), leave.begin)
-        threading.Thread(target=watch.watch, args=(leave.closing,), name="spot", daemon=True).start()
+    _listen_for_notices(config, leave)
     _prepare(config, store, models, engine, blobs)
     for lane in Lane:
         looking = (engine, lane, config.idle_poll_s)
@@ -145,6 +135,14 @@ def _engine(
         leave=leave,
         on_empty=heart.soon,
     )
+
+
+def _listen_for_notices(config: Settings, leave: Leave) -> None:
+    """Watch the machine's metadata for the news that it will be taken away."""
+    if config.spot_notice:
+        imds = Imds(IMDS if config.spot_notice == "imds" else config.spot_notice)
+        watch = SpotNotice(imds, leave.begin)
+        threading.Thread(target=watch.watch, args=(leave.closing,), name="spot", daemon=True).start()
 
 
 def _cache(config: Settings) -> Cache:
