@@ -54,7 +54,8 @@ _ID = "/v1/batches/{batch_id:str}"
 def data_routes(services: Services, clock: Clock) -> list[HTTPRouteHandler]:
     """The handlers of /v1/files, /v1/batches and /v1/schedules, over one blob store."""
     blobs = Blobs(places_of(services.settings))
-    runs = Runs(services.store, blobs, _Finds(services), Rules.of(services.settings))
+    settings = services.settings
+    runs = Runs(services.store, blobs, _Finds(services), Rules.of(settings), most=settings.max_open_batches_tenant)
     return [
         *FileRoutes(services, blobs, clock).handlers(),
         *BatchRoutes(services, blobs, clock).handlers(),
@@ -117,17 +118,17 @@ class BatchRoutes:
                 raise not_kept(e) from e
             await s.ask(lambda: s.store.files.add(rows.file))
         batch = dataclasses.replace(checked.batch, idempotency_key=key, body_hash=_hash(raw) if key else None)
-        admitted = await self._submit(batch)
-        if admitted.id != batch.id and checked.rows is not None:
+        admitted = await self._admitted(batch)
+        if checked.rows is not None and (isinstance(admitted, BatchlineError) or admitted.id != batch.id):
             file_id = checked.rows.file.id
             await s.ask(lambda: s.store.files.delete(principal.tenant_id, file_id))
-        return await self._shown(principal.tenant_id, admitted.id)
-
-    async def _submit(self, batch: NewBatch) -> Admitted:
-        admitted = await self._s.ask(lambda: self._s.store.batches.submit(batch))
         if isinstance(admitted, BatchlineError):
             raise admitted
-        return admitted
+        return await self._shown(principal.tenant_id, admitted.id)
+
+    async def _admitted(self, batch: NewBatch) -> Admitted | BatchlineError:
+        most = self._s.settings.max_open_batches_tenant
+        return await self._s.ask(lambda: self._s.store.batches.submit(batch, most=most))
 
     async def _off_loop(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
@@ -185,7 +186,9 @@ class BatchRoutes:
             model_id = (await s.models.resolve(view.model, view.version)).id
         child = retry_of(view, model_id, now=self._clock.now())
         body_hash = hashlib.sha256(b"retry\0" + view.id.bytes).digest() if key else None
-        admitted = await self._submit(dataclasses.replace(child, idempotency_key=key, body_hash=body_hash))
+        admitted = await self._admitted(dataclasses.replace(child, idempotency_key=key, body_hash=body_hash))
+        if isinstance(admitted, BatchlineError):
+            raise admitted
         return await self._shown(view.tenant_id, admitted.id)
 
     async def _is_input_gone(self, view: BatchView) -> bool:

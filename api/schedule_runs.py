@@ -12,7 +12,7 @@ from batchline.batch import NewBatch
 from batchline.batch_bodies import Finds, Rules
 from batchline.batch_bodies.scheduled import batch_of
 from batchline.data.blobs import Blobs
-from batchline.errors import BatchlineError, ConflictError, Fault, InvalidRequestError
+from batchline.errors import BatchlineError, ConflictError, Fault, InvalidRequestError, QuotaError
 from batchline.store import Store
 from batchline.store.batch_contract import Run, ScheduleView
 from batchline.wire_schedules import BackfillBody
@@ -22,11 +22,12 @@ MAX_FIRE_TIMES = 1_000
 
 
 class Runs:
-    """Submits runs; `finds` and `rules` are those of every batch body."""
+    """Submits runs; `finds` and `rules` are those of every batch body, `most` what a tenant may have open."""
 
-    def __init__(self, store: Store, blobs: Blobs, finds: Finds, rules: Rules) -> None:
+    def __init__(self, store: Store, blobs: Blobs, finds: Finds, rules: Rules, *, most: int) -> None:
         self._store = store
         self._blobs = blobs
+        self._most = most
         self.finds = finds
         self.rules = rules
 
@@ -43,13 +44,14 @@ class Runs:
             ConflictError: it ran at this very microsecond, or the key is in flight.
             KeyReusedError: the key was used for something else.
             ResultExpiredError: the key's run is not known any more.
+            QuotaError: the tenant has as many open batches as it may.
         """
         body_hash = hashlib.sha256(b"run " + schedule.id.bytes).digest() if key else None
         if key and body_hash and (first := self._store.schedules.run_of(schedule, key, body_hash)):
             return _raised(first)
         batch = replace(self._batch(schedule, now, now), idempotency_key=key, body_hash=body_hash)
         run = Run(schedule.id, now, "submitted", "Run by hand.", batch.id, None, now)
-        done = self._store.schedules.run_now(run, batch)
+        done = self._store.schedules.run_now(run, batch, most=self._most)
         if done is None:
             raise ConflictError("This schedule is being run right now; try again.")
         return _raised(done)
@@ -57,21 +59,30 @@ class Runs:
     def backfill(self, schedule: ScheduleView, asked: BackfillBody, now: datetime) -> bytes:
         """Run the fire times of a stretch that have not run, as JSON.
 
-        With overlap `allow` their batches are submitted at once, else the scheduler starts them one after another.
+        With overlap `allow` their batches are submitted at once, as far as the tenant may have so many open: the runs
+        of the others are skipped, and may be run by another backfill. Else the scheduler starts them one after another.
 
         Raises:
             InvalidRequestError: the stretch is none, lies ahead, or holds too much; or the batch does not fit.
         """
         times = self._times(schedule, asked, now)
         made: list[Run] = []
+        full: QuotaError | None = None
         for at in times:
-            if schedule.overlap == "allow":
+            done = None
+            if schedule.overlap != "allow":
+                run = Run(schedule.id, at, "queued", "Backfill; waits for its turn.", None, None, now)
+                done = self._store.schedules.run_now(run, None)
+            elif full is None:
                 batch = self._batch(schedule, at, now)
                 run = Run(schedule.id, at, "submitted", "Backfill.", batch.id, None, now)
-            else:
-                batch, run = None, Run(schedule.id, at, "queued", "Backfill; waits for its turn.", None, None, now)
-            if self._store.schedules.run_now(run, batch):
-                made.append(run)
+                done = self._store.schedules.run_now(run, batch, most=self._most)
+                full = done if isinstance(done, QuotaError) else None
+            if full is not None:
+                run = Run(schedule.id, at, "skipped", full.detail, None, None, now)
+                done = self._store.schedules.run_now(run, None)
+            if done is not None:
+                made.append(_raised(done))
         return backfilled_json(made, known=len(times) - len(made))
 
     def _times(self, schedule: ScheduleView, asked: BackfillBody, now: datetime) -> list[datetime]:

@@ -202,9 +202,13 @@ class Hands:
             elif enabled:
                 self._end_forgotten(found.instance.id)
         for id_, reason in plan.stop if enabled else ():
-            self._ledger.stop(self._leader, id_, reason)
+            stopped = self._ledger.stop(self._leader, id_, reason)
             failpoints.hit("autoscaler.after_stop")
-            log.error("stopped", extra={"pool": pool, "instance": id_, "reason": reason})
+            about = {"pool": pool, "instance": id_, "reason": reason}
+            if not stopped:
+                log.warning("not stopped: its worker drains first, or another scaler leads", extra=about)
+                continue
+            log.error("stopped", extra=about)
             self._stillborn += 1
             self._launching.wait(backoff_s(self._stillborn, base_s=30.0, cap_s=1800.0, rng=self._rng))
         if plan.end and enabled and self._ending.over:

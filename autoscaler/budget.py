@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -68,10 +69,10 @@ def midnight_of(now: datetime) -> datetime:
 
 @dataclass(slots=True)
 class _Seen:
-    """What is known of one pool."""
+    """What is known of one pool, and under which rules: day, limits, price, and whether we led."""
 
     money: PoolMoney
-    day: datetime
+    rules: tuple[object, ...] = ()
     counted_at: float = -math.inf
     kept_at: float = -math.inf
 
@@ -85,20 +86,29 @@ class Budgets:
         self._pools: dict[str, _Seen] = {}
 
     def watch(self, config: PoolConfig, *, leads: bool) -> Standing:
-        """Look at one pool, at most every 15 s, and keep what was seen when it changes, and now and then."""
+        """Look at one pool, and keep what was seen: at most every 15 s, or once its rules are others."""
         now, day = self._clock.monotonic(), midnight_of(self._clock.now())
-        seen = self._pools.setdefault(config.pool, _Seen(PoolMoney(config.pool), day))
-        if now - seen.counted_at < _COUNT_S and day == seen.day:
+        seen = self._pools.setdefault(config.pool, _Seen(PoolMoney(config.pool)))
+        rules = (day, config.limits, config.price_per_hour, leads)
+        if now - seen.counted_at < _COUNT_S and rules == seen.rules:
             return seen.money.standing
         money = self._look(config, day)
-        seen.counted_at, seen.day = now, day
-        before, seen.money = seen.money, money
-        if leads and (money.standing is not before.standing or now - seen.kept_at >= _KEEP_S):
+        due = rules != seen.rules or money.standing is not seen.money.standing or now - seen.kept_at >= _KEEP_S
+        before, seen.money, seen.rules, seen.counted_at = seen.money, money, rules, now
+        if leads and due:
             self._costs.keep(money)
             seen.kept_at = now
         if leads and money.standing is not before.standing:
             _tell(money)
         return money.standing
+
+    def free(self, named: Container[str]) -> None:
+        """Hold bulk of no pool any more that nobody watches: it has left the file, and its budget with it."""
+        for money in self._costs.money():
+            if money.pool not in named and money.standing is not Standing.WELL:
+                self._costs.keep(PoolMoney(money.pool, money.price_per_hour))
+                self._pools.pop(money.pool, None)
+                log.info("the pool has left the file: its budget holds nothing", extra={"pool": money.pool})
 
     def _look(self, config: PoolConfig, day: datetime) -> PoolMoney:
         limits, pool = config.limits, config.pool

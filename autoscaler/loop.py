@@ -117,6 +117,8 @@ class Autoscaler:
             if self._leads:
                 self._store.instances.registered()
                 self._close(unsettled)
+                if self._config.pools:  # without a file somebody else's may still hold
+                    self._budgets.free(self._config.pools)
             for pool, hands in self._hands.items() if self._leads else ():
                 moving = pool in self._looks and self._looks[pool].moving
                 self._each(pool, partial(hands.tend, [x for x in unsettled if x.pool == pool], moving=moving))

@@ -76,6 +76,8 @@ class Settings:
     max_rows: int = 1000
     max_queued_rows_tenant: int = 1_000_000
     max_queued_rows: int = 5_000_000
+    max_open_batches_tenant: int = 1000
+    """Batches of one tenant that have not ended, paused ones too; more are refused."""
     group_wait_s: float = 2.0
     """The longest a submit waits for its group's commit before 503."""
     group_bytes: int = 64 * 2**20
@@ -134,7 +136,8 @@ def _cross_checks(s: Settings) -> typing.Iterator[str]:
     for name in ("lease_s", "heartbeat_s", "sweep_s", "dispatch_s", "idle_poll_s", "leader_lease_s", "group_wait_s"):
         if getattr(s, name) <= 0:
             yield f"BATCHLINE_{name.upper()} must be greater than 0."
-    for name in ("concurrency", "intra_op_threads", "max_failures", "max_body_bytes", "max_rows", "slice_rows"):
+    for name in ("concurrency", "intra_op_threads", "max_failures", "max_body_bytes", "max_rows", "slice_rows",
+                 "max_open_batches_tenant"):  # fmt: skip
         if getattr(s, name) < 1:
             yield f"BATCHLINE_{name.upper()} must be at least 1."
 

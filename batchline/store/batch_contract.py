@@ -129,8 +129,11 @@ class Run:
 class Batches(Protocol):
     """Batches as clients see them, and the moves of `batchline.batch.BATCH_TRANSITIONS`."""
 
-    def submit(self, batch: NewBatch) -> Admitted | BatchlineError:
-        """Store as `validating`; idempotency as for jobs (same key and body: the first batch's id)."""
+    def submit(self, batch: NewBatch, *, most: int | None = None) -> Admitted | BatchlineError:
+        """Store as `validating`; idempotency as for jobs (same key and body: the first batch's id).
+
+        A tenant with `most` batches that have not ended gets QuotaError; never more, whoever submits meanwhile.
+        """
         ...
 
     def read(self, batch_id: uuid.UUID) -> BatchView | None:
@@ -363,21 +366,24 @@ class Schedules(Protocol):
         runs: Sequence[Run],
         batches: Sequence[NewBatch],
         next_fire_at: datetime | None,
+        *,
+        most: int | None = None,
     ) -> bool:
         """Runs, batches and the next instant, in one transaction, if next_fire_at is still `seen`.
 
-        A run that exists (schedule, fire_at) is left alone and its batch not inserted. False: somebody else fired.
+        A run that exists (schedule, fire_at) is left alone and its batch not inserted; where the tenant has `most`
+        batches that have not ended, the run is skipped and says so. False: somebody else fired.
         """
         ...
 
-    def run_now(self, run: Run, batch: NewBatch | None) -> Run | BatchlineError | None:
+    def run_now(self, run: Run, batch: NewBatch | None, *, most: int | None = None) -> Run | BatchlineError | None:
         """A run outside of the rhythm (run now, backfill), `queued` if it has no batch.
 
         It takes the place of one that was skipped or failed.
 
         Returns:
             The run; with a batch whose idempotency key was used before, what `run_of` gives. None if this fire time
-            has run, or waits to.
+            has run, or waits to. QuotaError, and nothing is kept, if the tenant has `most` batches that have not ended.
         """
         ...
 
@@ -397,8 +403,11 @@ class Schedules(Protocol):
         """Oldest `queued` run of each schedule that has no unfinished batch."""
         ...
 
-    def start_queued(self, run: Run, batch: NewBatch) -> bool:
-        """A queued run becomes submitted, with its batch; False if it is not queued any more."""
+    def start_queued(self, run: Run, batch: NewBatch, *, most: int | None = None) -> bool:
+        """A queued run becomes submitted, with its batch; False if it is not queued any more.
+
+        Where the tenant has `most` batches that have not ended, it is skipped and says so.
+        """
         ...
 
     def drop_queued(self, run: Run) -> bool:

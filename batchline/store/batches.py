@@ -8,24 +8,15 @@ import msgspec
 import psycopg2
 
 from batchline.batch import BatchView, NewBatch, Staged
-from batchline.errors import BatchlineError, StoreUnavailableError
+from batchline.errors import BatchlineError, ConflictError, QuotaError
 from batchline.job import Admitted
-from batchline.store import keys
+from batchline.store import keys, open_batches
 from batchline.store.batch_contract import BatchPage, SliceView
 from batchline.store.batch_moves import BatchMoves
 from batchline.store.batch_rows import CANCEL_SLICES, HOLD_SLICES, INSERT, VIEW, batch_guard, columns_of, view_of
-from batchline.store.postgres import Row
+from batchline.store.postgres import Row, Transaction
 
-_SUBMIT = f"""
-WITH wait AS MATERIALIZED (SELECT set_config('lock_timeout', '2s', true)), keyed AS (
-  INSERT INTO idempotency_keys (tenant_id, key, body_hash, job_id)
-  SELECT %(tenant_id)s::int, %(key)s::text, %(hash)s::bytea, %(id)s::uuid FROM wait WHERE %(key)s::text IS NOT NULL
-  ON CONFLICT DO NOTHING RETURNING job_id
-), inserted AS (
-  {INSERT} WHERE %(key)s::text IS NULL OR EXISTS (SELECT FROM keyed) ON CONFLICT (id) DO NOTHING
-)
-SELECT 1 WHERE %(key)s::text IS NULL OR EXISTS (SELECT FROM keyed)
-"""
+_INSERT = f"{INSERT} ON CONFLICT (id) DO NOTHING"
 
 _READ = VIEW + "WHERE b.id = %(id)s"
 
@@ -83,15 +74,20 @@ WHERE s.batch_id = %(id)s AND s.number > %(after)s ORDER BY s.number LIMIT %(lim
 class Batches(BatchMoves):
     """See `batchline.store.batch_contract.Batches`."""
 
-    def submit(self, batch: NewBatch) -> Admitted | BatchlineError:
+    def submit(self, batch: NewBatch, *, most: int | None = None) -> Admitted | BatchlineError:
         key = batch.idempotency_key
-        body_hash = psycopg2.Binary(batch.body_hash) if batch.body_hash is not None else None
+
+        def work(transaction: Transaction) -> bool:
+            if key is not None and not keys.take(transaction, batch):
+                return False
+            open_batches.check(transaction, batch, most)
+            transaction.run(_INSERT, columns_of(batch))
+            return True
+
         try:
-            taken = self._db.run(_SUBMIT, {**columns_of(batch), "key": key, "hash": body_hash})
-        except StoreUnavailableError as e:
-            if not isinstance(e.__cause__, psycopg2.errors.LockNotAvailable):
-                raise
-            return keys.in_flight()
+            taken = self._db.transact(work)
+        except (ConflictError, QuotaError) as e:
+            return e
         except (psycopg2.DataError, psycopg2.IntegrityError, ValueError) as e:
             return keys.refusal(e)
         if taken:

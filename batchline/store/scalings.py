@@ -11,6 +11,9 @@ from batchline.job import first_id_at
 from batchline.store.instance_contract import Scaling, Totals
 from batchline.store.postgres import Database
 
+DEADLINES = 1000
+"""Of open batches, the earliest: as many are told at most."""
+
 _KEEP = """
 WITH old AS (DELETE FROM scalings WHERE at < now() - %(kept)s * interval '1 second')
 INSERT INTO scalings (pool, at, desired, reason, signals)
@@ -49,10 +52,12 @@ LEFT JOIN (SELECT name AS pool, rows_done, rows_per_s, bulk_rows_per_s FROM pool
 """
 
 # Slices have the deadline of their batch, so each deadline is one probe of an index that holds online jobs too. Slices
-# of a paused batch (run_at is infinity) wait for nobody.
-_DEMANDS = """
+# of a paused batch (run_at is infinity) wait for nobody. However many batches are open, a tick makes so many probes:
+# what is due later than the first of them counts as bulk without a deadline.
+_DEMANDS = f"""
 WITH due AS MATERIALIZED (
   SELECT DISTINCT deadline_at FROM batches WHERE ended_at IS NULL AND deadline_at IS NOT NULL
+  ORDER BY deadline_at LIMIT {DEADLINES}
 ), waiting AS MATERIALIZED (
   SELECT q.model_id, due.deadline_at, q.rows FROM due CROSS JOIN LATERAL (
     SELECT j.model_id, sum(j.rows) AS rows FROM jobs j

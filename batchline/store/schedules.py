@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 
 import psycopg2
 
 from batchline import failpoints
 from batchline.batch import BatchStatus, NewBatch
-from batchline.errors import BatchlineError, InvalidRequestError, ResultExpiredError, StoreUnavailableError
-from batchline.store import keys
+from batchline.errors import BatchlineError, ConflictError, InvalidRequestError, QuotaError, ResultExpiredError
+from batchline.store import keys, open_batches
 from batchline.store.batch_contract import Run, ScheduleView
 from batchline.store.batch_rows import INSERT, columns_of
 from batchline.store.postgres import Database, Row, Transaction
@@ -99,11 +99,6 @@ WHERE NOT EXISTS ({_OPEN.format("w.schedule_id")}) ORDER BY r.fire_at LIMIT %(li
 _RUN_OF_BATCH = f"""{_RUNS} WHERE r.schedule_id = %(id)s AND r.batch_id = %(batch)s
   AND r.fire_at = (SELECT fire_at FROM batches WHERE id = %(batch)s)"""
 
-_KEYED = """
-INSERT INTO idempotency_keys (tenant_id, key, body_hash, job_id)
-VALUES (%(tenant)s, %(key)s, %(hash)s, %(batch)s) ON CONFLICT DO NOTHING RETURNING 1
-"""
-
 _HISTORY = (
     _RUNS
     + """WHERE r.schedule_id = %(id)s AND (%(after)s::timestamptz IS NULL OR r.fire_at < %(after)s)
@@ -167,6 +162,8 @@ class Schedules:
         runs: Sequence[Run],
         batches: Sequence[NewBatch],
         next_fire_at: datetime | None,
+        *,
+        most: int | None = None,
     ) -> bool:
         by_id = {batch.id: batch for batch in batches}
 
@@ -174,22 +171,27 @@ class Schedules:
             if not transaction.run(_TURN, {"id": schedule_id, "seen": seen}):
                 return False
             for run in runs:
-                _insert(transaction, run, by_id.get(run.batch_id) if run.batch_id else None)
+                batch = by_id.get(run.batch_id) if run.batch_id else None
+                if batch is not None and (full := _refusal(transaction, batch, most)):
+                    run, batch = _skipped(run, full), None
+                _insert(transaction, run, batch)
             sql = "UPDATE schedules SET next_fire_at = %(next)s WHERE id = %(id)s"
             transaction.run(sql, {"id": schedule_id, "next": next_fire_at})
             return True
 
         return self._db.transact(work)
 
-    def run_now(self, run: Run, batch: NewBatch | None) -> Run | BatchlineError | None:
+    def run_now(self, run: Run, batch: NewBatch | None, *, most: int | None = None) -> Run | BatchlineError | None:
         key = batch.idempotency_key if batch is not None else None
 
         def work(transaction: Transaction) -> bool:
             sql = "SELECT 1 FROM schedules WHERE id = %(schedule)s FOR KEY SHARE"
             if not transaction.run(sql, _columns_of(run)):
                 return False
-            if batch is not None and key is not None and not transaction.run(_KEYED, _keyed(batch)):
+            if batch is not None and key is not None and not keys.take(transaction, batch):
                 return False
+            if batch is not None:
+                open_batches.check(transaction, batch, most)
             if _insert(transaction, run, batch, _INSERT_RUN_NOW):
                 return True
             raise _UndoneError
@@ -199,10 +201,8 @@ class Schedules:
                 return run
         except _UndoneError:
             pass
-        except StoreUnavailableError as e:
-            if key is None or not isinstance(e.__cause__, psycopg2.errors.LockNotAvailable):
-                raise
-            return keys.in_flight()
+        except (ConflictError, QuotaError) as e:
+            return e
         if batch is None:
             return None
         if key is not None and (first := self._first(run.schedule_id, batch.tenant_id, key, batch.body_hash)):
@@ -231,8 +231,10 @@ class Schedules:
     def queued(self, *, limit: int) -> list[Run]:
         return [_run(row) for row in self._db.run(_QUEUED, {"limit": limit})]
 
-    def start_queued(self, run: Run, batch: NewBatch) -> bool:
+    def start_queued(self, run: Run, batch: NewBatch, *, most: int | None = None) -> bool:
         def work(transaction: Transaction) -> bool:
+            if full := _refusal(transaction, batch, most):
+                return bool(transaction.run(_DROP_QUEUED, _columns_of(_skipped(run, full))))
             started = transaction.run(_START_QUEUED, {**_columns_of(run), "batch": batch.id})
             if started:
                 transaction.run(_INSERT_BATCH, columns_of(batch))
@@ -260,9 +262,17 @@ def _insert(transaction: Transaction, run: Run, batch: NewBatch | None, sql: str
     return fresh
 
 
-def _keyed(batch: NewBatch) -> dict[str, object]:
-    body_hash = psycopg2.Binary(batch.body_hash or b"")
-    return {"tenant": batch.tenant_id, "key": batch.idempotency_key, "hash": body_hash, "batch": batch.id}
+def _refusal(transaction: Transaction, batch: NewBatch, most: int | None) -> QuotaError | None:
+    try:
+        open_batches.check(transaction, batch, most)
+    except QuotaError as e:
+        return e
+    return None
+
+
+def _skipped(run: Run, full: QuotaError) -> Run:
+    """What becomes of a run whose tenant has no room for its batch."""
+    return replace(run, outcome="skipped", detail=full.detail, batch_id=None)
 
 
 def _columns_of(run: Run) -> dict[str, object]:

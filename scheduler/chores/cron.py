@@ -43,6 +43,7 @@ class Cron:
         self._doors = doors
         self._finds = finds
         self._rules = Rules.of(settings)
+        self._most = settings.max_open_batches_tenant
 
     def chore(self) -> Chore:
         return Chore("cron", _EVERY_S, self.step, portion=PORTION)
@@ -79,7 +80,7 @@ class Cron:
             log.log(logging.WARNING if expected else logging.ERROR, "schedule cannot be read", exc_info=not expected)
             runs, batches, next_at = [_run(schedule, seen, "failed", f"The schedule cannot be read: {e}.")], [], None
         failpoints.hit("scheduler.before_fire")
-        fired = self._store.schedules.fire(schedule.id, seen, runs, batches, next_at)
+        fired = self._store.schedules.fire(schedule.id, seen, runs, batches, next_at, most=self._most)
         failpoints.hit("scheduler.after_fire")
         if fired:
             told = {"schedule": show_schedule_id(schedule.id), "runs": len(runs), "batches": len(batches)}
@@ -121,7 +122,7 @@ class Cron:
         failpoints.hit("scheduler.before_start_queued")
         if batch is None:
             return self._store.schedules.drop_queued(started)
-        return self._store.schedules.start_queued(started, batch)
+        return self._store.schedules.start_queued(started, batch, most=self._most)
 
     def _submitted(self, schedule: ScheduleView, at: datetime, now: datetime) -> tuple[Run, NewBatch | None]:
         """The run of a fire time with its batch, or without one when the body does not fit any more."""
