@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from autoscaler import config as configuration
 from autoscaler.budget import Budgets, online_of
+from autoscaler.clock import StoreClock
 from autoscaler.config import Config
 from autoscaler.loop import Autoscaler, decide, facts_of
 from autoscaler.observe import Observer
@@ -69,13 +70,17 @@ def _run(store: Store, config: Config, path: Path | None, *, lease_s: float) -> 
         signal.signal(number, lambda _number, _frame: stop.set())
     channel = _channel(config)
     providers, publisher = _checked(config), Publisher(channel)
-    scaler = Autoscaler(store, config, providers, SystemClock(), lease_s=lease_s, publisher=publisher)
+    scaler = Autoscaler(store, config, providers, _clock(store), lease_s=lease_s, publisher=publisher)
     threads = [thread for thread in (channel, _listener(config, scaler)) if thread is not None]
     for thread in threads:
         thread.start()
     scaler.run(stop, _reread(path, scaler) if path else lambda: None)
     for thread in threads:
         thread.close()
+
+
+def _clock(store: Store) -> StoreClock:
+    return StoreClock(store.db, SystemClock())
 
 
 def _channel(config: Config) -> CloudWatch | None:
@@ -167,7 +172,8 @@ def _checked(config: Config) -> Mapping[str, Provider]:
 
 
 def _status(store: Store, config: Config, *, as_json: bool) -> str:
-    observer, budgets = Observer(store, SystemClock()), Budgets(store.costs, SystemClock())
+    clock = _clock(store)
+    observer, budgets = Observer(store, clock), Budgets(store.costs, clock)
     found: list[dict[str, object]] = []
     for pool, look in observer.look(config.pools).items():
         chosen = config.pools.get(pool) or configuration.advised(pool)

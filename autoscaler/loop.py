@@ -58,7 +58,7 @@ class Autoscaler:
         store: a migrated one.
         config: pools, limits, policies.
         providers: by pool; pools without one are advised only.
-        clock: wall time for schedules, monotonic time for waits.
+        clock: wall time as Postgres has it (`StoreClock`), monotonic time for waits.
         lease_s: of the leader; at least some ticks.
         publisher: is told of what is seen, wanted and done.
         """
@@ -202,6 +202,9 @@ class Autoscaler:
         config = self._config.pools.get(pool) or advised(pool)
         standing = self._standing(config)
         history = self._history.setdefault(pool, [])
+        if history and look.signals.at < history[-1].at:  # Postgres' clock went back: as after a start
+            history.clear()
+            self._keep_until.pop(pool, None)
         if history:  # deadlines of earlier looks are asked by nobody, and tenants may have very many
             history[-1] = replace(history[-1], demands=())
         history.append(online_of(look.signals) if standing is Standing.SPENT else look.signals)

@@ -112,8 +112,9 @@ class Observer:
         for t in totals:
             self._arrived[t.pool] += max(0, t.arrived_rows - self._counted.get(t.pool, 0))
             self._counted[t.pool] = t.arrived_rows
-        if self._clock.now() - self._since > _REBASE:
-            self._since = self._clock.now() - _OVERLAP
+        now = self._clock.now()
+        if not timedelta(0) <= now - self._since <= _REBASE:  # before: the clock went back
+            self._since = now - _OVERLAP
             self._counted = {t.pool: t.arrived_rows for t in self._store.instances.totals(self._since)}
 
     def _measure(self) -> None:

@@ -9,13 +9,16 @@ import uuid
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from stack import a_spec, a_worker, new_job
 
+from autoscaler.clock import StoreClock
 from autoscaler.config import parse
 from autoscaler.loop import Autoscaler
 from autoscaler.observe import Look, Observer
 from autoscaler.signals import Decision, Demand, Limits, Signals
 from batchline.clock import FakeClock, SystemClock
+from batchline.errors import StoreUnavailableError
 from batchline.job import first_id_at
 from batchline.store.instance_contract import NewInstance
 
@@ -77,6 +80,44 @@ def test_what_arrived_only_grows_though_it_is_counted_from_later_moments(store):
     assert seen[-1] == submitted
 
 
+@pytest.mark.parametrize("minutes", [-7, 7])
+def test_a_machine_whose_clock_is_off_sees_and_counts_by_that_of_postgres(store, minutes, caplog):
+    """Arrivals, floors, days and ages of launches are compared with what Postgres' clock has written."""
+    own = FakeClock(datetime.now(UTC) + timedelta(minutes=minutes))
+    clock = StoreClock(store.db, own)
+    model = store.catalogue.register_model(a_spec(pool="cpu"))
+    observer = Observer(store, clock)
+    off_s = abs((clock.now() - datetime.now(UTC)).total_seconds())
+    assert off_s < 30
+    assert [r.seconds for r in caplog.records if "clock is off" in r.message] == [60 * minutes]
+    store.jobs.submit([new_job(model, rows=3)])
+    assert observer.look()["cpu"].signals.arrived_rows == 3
+    own._now += timedelta(hours=5)  # somebody sets it
+    assert abs((clock.now() - datetime.now(UTC)).total_seconds()) < 30
+    own.advance(50.0)
+    store.jobs.submit([new_job(model, rows=4)])
+    assert observer.look()["cpu"].signals.arrived_rows == 7
+
+
+def test_while_postgres_is_away_time_goes_on(store):
+    """By the monotonic clock; before it has ever answered, this machine's counts."""
+    own, store_db = FakeClock(datetime(2020, 1, 1, tzinfo=UTC)), store.db
+    clock = StoreClock(store_db, own)
+    store.db.run = away
+    assert clock.now() == own.now()
+    del store.db.run
+    own.advance(6.0)
+    began = clock.now()
+    assert abs((began - datetime.now(UTC)).total_seconds()) < 30
+    store.db.run = away
+    own.advance(100.0)
+    assert clock.now() == began + timedelta(seconds=100)
+
+
+def away(*_):
+    raise StoreUnavailableError("away")
+
+
 def test_start_up_time_and_price_are_measured(store):
     """Median of launch to registration of the pool's instances; what has not been measured is as configured."""
     pool = parse("[pools.cpu]\nstart_s = 33.0", "a.toml").pools["cpu"]
@@ -122,6 +163,9 @@ def test_deadlines_are_remembered_of_the_last_look_alone(store, monkeypatch):
     for _ in range(3):
         scaler.tick()
     assert policy.shown == [0, 0, 2]
+    look = Look(Signals(at=-60.0), 0, 0, moving=False)
+    scaler.tick()
+    assert policy.shown == [0], "Postgres' clock went back: what was seen before is no history"
 
 
 def test_status_tells_it_once(store, database_url):

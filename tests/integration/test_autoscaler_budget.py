@@ -12,7 +12,7 @@ import stack
 from fake_provider import FakeProvider, Options
 
 from autoscaler.budget import Budgets, online_of, standing_of, within
-from autoscaler.config import advised, parse
+from autoscaler.config import ADVICE, advised, parse
 from autoscaler.guards import check, guard
 from autoscaler.loop import Autoscaler
 from autoscaler.providers import ADAPTERS, Adapter
@@ -158,3 +158,41 @@ def test_a_spent_budget_holds_bulk_and_not_online_until_it_is_raised_or_the_day_
     clock.advance(86400.0)
     run(LITTLE, ticks=1)
     assert heads(Lane.BULK) == 1
+
+
+POOL = "[pools.cpu]\nprovider = 'fake'\nprice_per_hour = 3.6e9\nmin_workers = 1\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "held"),
+    [
+        ("[pools.gpu]", False),
+        (POOL, False),
+        (POOL + f"budget_per_day = {MUCH}", False),
+        (POOL + f"budget_per_day = {2 * LITTLE}", True),
+        ("", True),
+    ],
+    ids=["the pool has left the file", "no budget", "a higher one", "not high enough", "no file"],
+)
+def test_a_changed_file_frees_bulk_at_the_next_tick(store, tmp_path, text, held):
+    """Whoever reads it, the one that has held it or another; one without a file frees nothing of others."""
+    model = store.catalogue.register_model(stack.a_spec(pool="cpu"))
+    provider, clock = FakeProvider("cpu", Options(str(tmp_path / "cloud.json"))), FakeClock(datetime.now(UTC))
+    batch_stack.planned(store, model, [100])
+    before = Autoscaler(store, parse(POOL + f"budget_per_day = {LITTLE}", "a.toml"), {"cpu": provider}, clock,
+                        lease_s=30.0)  # fmt: skip
+
+    def heads_after(scaler):
+        scaler.tick()
+        return len(store.claims.heads("cpu", Lane.BULK))
+
+    assert heads_after(before) == 1, "nothing is spent yet"
+    clock.advance(15.0)
+    assert heads_after(before) == 0
+    providers, config = ({"cpu": provider}, parse(text, "a.toml")) if text else ({}, ADVICE)
+    before.configure(config, {name: one for name, one in providers.items() if name in config.pools})
+    assert (heads_after(before) == 0) == held
+    store.db.run("UPDATE pool_money SET standing = 'spent', bulk_held_until = now() + interval '1 hour'")
+    before.close()
+    another = Autoscaler(store, config, providers if "cpu" in config.pools else {}, clock, lease_s=30.0)
+    assert (heads_after(another) == 0) == held

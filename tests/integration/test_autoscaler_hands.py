@@ -199,6 +199,25 @@ def test_one_that_never_registers_is_stopped_and_not_replaced_at_once(store, tmp
     assert rig.cloud.read()["calls"]["launch"] > before
 
 
+def test_one_that_works_after_all_drains_and_is_not_called_stopped(store, tmp_path, caplog):
+    """Its worker registers between the look and the stop: nothing is logged as stopped, and launches go on."""
+    rig = Rig(store, tmp_path, "min_workers = 1\nstart_limit_s = 0.01")
+    rig.tick()
+    (late,) = rig.cloud.live()
+    stop = store.instances.stop
+
+    def too_late(leader, id_, reason):
+        stack.a_worker(store, instance=id_)
+        return stop(leader, id_, reason)
+
+    store.instances.stop = too_late
+    rig.tick(13)  # a listing a minute
+    assert rig.ledger()[late] is InstanceStatus.DRAINING
+    assert not [r for r in caplog.records if r.message == "stopped"]
+    assert [r.levelname for r in caplog.records if "not stopped" in r.message] == ["WARNING"]
+    assert len(rig.cloud.live()) == 2, "the one that drains is replaced at once"
+
+
 @pytest.mark.parametrize(
     ("trouble", "wait_s"), [(Trouble.REFUSED, act.REFUSED_S), (Trouble.CAPACITY, act.NO_CAPACITY_S)]
 )
