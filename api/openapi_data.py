@@ -101,7 +101,7 @@ DATA_OPERATIONS = (
     ),
     Operation(
         "post", "/v1/batches", "create_batch", "Submit a batch: a data set, or a file of requests",
-        {200: content(ref("BatchBody"), examples.BATCH)}, (400, 404, 409, 410, 413, 415, 422, 503),
+        {200: content(ref("BatchBody"), examples.BATCH)}, (400, 404, 409, 410, 413, 415, 422, 429, 503),
         content({"anyOf": [ref("DataSetBody"), ref("RequestsBody")]}, examples.DATA_SET), (KEY,), "submit",
         "With `model`, the rows of `input` are scored into `output`; without an output they are read from /results."
         " With `input_file_id`, it is OpenAI's: each line of the file is a request to `endpoint`. The batch is"

@@ -102,7 +102,7 @@ SCHEDULE_OPERATIONS = (
     ),
     Operation(
         "post", f"{_ONE}/run", "run_schedule", "Run a schedule now",
-        {200: content(ref("RunShown"), RUN)}, (400, 404, 409, 410, 422, 503), None, (_ID, KEY), "submit",
+        {200: content(ref("RunShown"), RUN)}, (400, 404, 409, 410, 422, 429, 503), None, (_ID, KEY), "submit",
         "Whatever its rhythm and overlap, and whether it is enabled; `fire_time` is now.",
     ),
     Operation(

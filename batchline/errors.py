@@ -120,7 +120,7 @@ class UnsupportedMediaError(BatchlineError):
 
 
 class QuotaError(RetryableError):
-    """This tenant has its fill of queued rows."""
+    """This tenant has its fill of queued rows, or of open batches."""
 
     code = "quota_exceeded"
 

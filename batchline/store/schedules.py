@@ -172,9 +172,11 @@ class Schedules:
                 return False
             for run in runs:
                 batch = by_id.get(run.batch_id) if run.batch_id else None
-                if batch is not None and (full := _refusal(transaction, batch, most)):
-                    run, batch = _skipped(run, full), None
-                _insert(transaction, run, batch)
+                full = _refusal(transaction, batch, most) if batch is not None else None
+                if full is not None:
+                    _insert(transaction, _skipped(run, full), None)
+                else:
+                    _insert(transaction, run, batch)
             sql = "UPDATE schedules SET next_fire_at = %(next)s WHERE id = %(id)s"
             transaction.run(sql, {"id": schedule_id, "next": next_fire_at})
             return True

@@ -94,6 +94,8 @@ ALL = 4 * SLICES
 
 STATEMENTS: dict[str, tuple[Any, int]] = {
     "submit": (lambda s, f: s.batches.submit(batch_stack.new_batch(idempotency_key="k", body_hash=b"h")), 100),
+    "submit with a limit": (lambda s, f: s.batches.submit(batch_stack.new_batch(), most=1000), 1000),
+    "submit without room": (lambda s, f: s.batches.submit(batch_stack.new_batch(), most=10), 1000),
     "read": (lambda s, f: s.batches.read(f.large), 2 * ALL),
     "list": (lambda s, f: s.batches.list(1, after=f.large, limit=100), 5000),
     "sharing": (lambda s, f: s.batches.sharing(1, most=100), 200),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import batch_stack
@@ -10,7 +11,7 @@ import pytest
 import stack
 
 from batchline.batch import BatchFault, BatchStatus, Counts, Staged, bits_to_rows
-from batchline.errors import ConflictError, InvalidRequestError, KeyReusedError
+from batchline.errors import ConflictError, InvalidRequestError, KeyReusedError, QuotaError
 from batchline.job import Admitted, Status, new_job_id
 from batchline.store import batches
 from batchline.store.contract import Failure
@@ -58,6 +59,31 @@ def test_an_idempotency_key_names_the_first_batch(store):
     assert store.batches.submit(theirs) == Admitted(theirs.id)
     (job,) = store.jobs.submit([stack.new_job(idempotency_key="k", body_hash=b"3")])
     assert isinstance(job, KeyReusedError)
+
+
+def test_a_tenant_has_so_many_open_batches_and_no_more(store, model):
+    """However many submit at once. A repeat is no batch more, what has ended makes room, others have their own."""
+    first = batch_stack.new_batch(idempotency_key="k", body_hash=b"1")
+    store.batches.submit(first)
+    with ThreadPoolExecutor(6) as threads:
+        answers = list(threads.map(lambda _: store.batches.submit(batch_stack.new_batch(), most=3), range(18)))
+    refused = [answer for answer in answers if isinstance(answer, QuotaError)]
+    assert (len(answers) - len(refused), len(store.batches.list(1, after=None, limit=99).batches)) == (2, 3)
+    assert {error.retry_after_s for error in refused} == {300.0}
+    assert store.batches.submit(first, most=3) == Admitted(first.id)
+    late = batch_stack.new_batch(idempotency_key="late", body_hash=b"1")
+    assert isinstance(store.batches.submit(late, most=3), QuotaError)
+    theirs = batch_stack.new_batch(tenant_id=2)
+    assert store.batches.submit(theirs, most=1) == Admitted(theirs.id)
+    assert store.batches.submit(theirs, most=1) == Admitted(theirs.id)
+    store.db.run("UPDATE batches SET ended_at = now(), status = 'completed' WHERE id = %(id)s", {"id": first.id})
+    assert store.batches.submit(late, most=3) == Admitted(late.id)
+    for _ in range(11):
+        store.batches.submit(done := batch_stack.new_batch())
+        store.db.run("UPDATE batches SET ended_at = now(), status = 'failed' WHERE id = %(id)s", {"id": done.id})
+    paced = store.batches.submit(batch_stack.new_batch(), most=3)
+    assert isinstance(paced, QuotaError)
+    assert paced.retry_after_s == 50.0, "twelve ended within ten minutes"
 
 
 def test_a_key_in_flight_is_a_conflict(store, database_url):

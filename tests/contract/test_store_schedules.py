@@ -13,7 +13,7 @@ import pytest
 import stack
 
 from batchline.batch import BatchStatus
-from batchline.errors import InvalidRequestError, KeyReusedError, StoreUnavailableError
+from batchline.errors import InvalidRequestError, KeyReusedError, QuotaError, StoreUnavailableError
 from batchline.job import new_job_id
 from batchline.store import open_store
 from batchline.store.batch_contract import Run, ScheduleView
@@ -134,6 +134,26 @@ def test_a_key_is_one_run_and_a_run_that_was_not_made_uses_none_up(store, schedu
         assert (found.batch_id, found.batch_status) == (batches[1].id, BatchStatus.VALIDATING)
     assert isinstance(store.schedules.run_of(schedule, "k", b"other"), KeyReusedError)
     assert store.batches.read(batches[2].id) is None
+
+
+def test_a_run_without_room_for_its_batch_is_skipped_and_says_so(store, schedule):
+    """Fired, or started after it has waited; the schedule moves on. Run by hand it is refused, and nothing is kept."""
+    batches = [_batch(schedule, T0 + n * HOUR) for n in range(3)]
+    runs = [_run(schedule, batch.fire_at, batch=batch) for batch in batches]
+    assert store.schedules.fire(schedule.id, T0, runs, batches, T0 + 3 * HOUR, most=2)
+    waiting = _run(schedule, T0 + 3 * HOUR, "queued")
+    store.schedules.run_now(waiting, None)
+    late = _batch(schedule, waiting.fire_at)
+    assert store.schedules.start_queued(replace(waiting, batch_id=late.id), late, most=2)
+    keyed = replace(_batch(schedule, T0 + 4 * HOUR), idempotency_key="k", body_hash=b"h")
+    refused = store.schedules.run_now(_run(schedule, keyed.fire_at, batch=keyed), keyed, most=2)
+    assert isinstance(refused, QuotaError)
+    assert store.schedules.run_of(schedule, "k", b"h") is None
+    found = list(reversed(store.schedules.runs(schedule.id, after=None, limit=9)))
+    assert [(r.outcome, r.batch_id is None) for r in found] == [("submitted", False)] * 2 + [("skipped", True)] * 2
+    assert {r.detail for r in found[2:]} == {refused.detail}
+    assert store.schedules.queued(limit=9) == []
+    assert store.schedules.read(schedule.id).next_fire_at == T0 + 3 * HOUR
 
 
 def test_a_disabled_or_deleted_schedule_does_not_fire(store, schedule):

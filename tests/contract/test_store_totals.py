@@ -10,6 +10,7 @@ import pytest
 import stack
 
 from batchline.job import Lane
+from batchline.store import scalings
 from batchline.store.instance_contract import Scaling
 
 
@@ -64,6 +65,15 @@ def test_what_workers_have_done_stays_done_when_they_are_pruned(store, database_
     _beat(store, worker, rows_done=1, rows_per_s=3.0)
     after = _totals(store)["cpu"]
     assert (after.done_rows, after.rows_per_s, after.bulk_rows_per_s) == (22, 3.0, 180.0)
+
+
+def test_so_many_deadlines_are_told_and_no_more(store, model, monkeypatch):
+    """The earliest; however many batches are open, a look makes so many probes."""
+    monkeypatch.setattr(scalings, "_DEMANDS", scalings._DEMANDS.replace(f"LIMIT {scalings.DEADLINES}", "LIMIT 2"))
+    at = datetime.now(UTC) + timedelta(hours=1)
+    for n in (3, 1, 2):
+        batch_stack.planned(store, model, [n], deadline_at=at + timedelta(minutes=n))
+    assert [rows for _, rows in _totals(store)["cpu"].demands] == [1, 3]
 
 
 def test_demands_are_the_rows_of_slices_by_their_deadline(store, model, database_url):

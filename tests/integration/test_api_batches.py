@@ -304,6 +304,38 @@ def test_nothing_to_retry_is_409_and_a_deleted_input_410(api: Running) -> None:
     assert move(api, failed["id"], "retry").status_code == 410
 
 
+def test_a_tenants_limit_of_open_batches(database_url: str, redis_url: str) -> None:
+    """429 in the shape of each route, for both forms and for retries; inline rows of what is refused go."""
+    with api_server.running_api(database_url, redis_url, max_open_batches_tenant=2) as api:
+        failed = create(api).json()["id"]
+        wanted = plan(api, failed, [2])
+        work(api, failed=1)
+        end(api, wanted)
+        created = [create(api, requests(api)).json()["id"], create(api).json()["id"]]
+        for refused in (create(api), create(api, requests(api)), move(api, failed, "retry")):
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "300")
+            error = refused.json()["error"]
+            assert (error["type"], error["code"]) == ("rate_limit_error", "quota_exceeded")
+        files = api.call("GET", "/v1/files", params={"purpose": "user_data"}).json()["data"]
+        assert len(files) == 2, "of the two batches of inline rows that were taken"
+        schedule = {"name": "n", "cron": "* * * * *", "timezone": "UTC", "overlap": "allow", "batch": data_set()}
+        made = api.call("POST", "/v1/schedules", json=schedule).json()
+        now = api.call("POST", f"/v1/schedules/{made['id']}/run")
+        assert (now.status_code, now.headers["content-type"], now.headers["retry-after"]) == (
+            429, "application/problem+json", "300",
+        )  # fmt: skip
+        move(api, created[0], "cancel")
+        end(api, parse_batch_id(created[0]), BatchStatus.CANCELLED)
+        stretch = {"from": "2026-10-24T00:00:00Z", "to": "2026-10-24T00:02:30Z"}
+        runs = api.call("POST", f"/v1/schedules/{made['id']}/backfill", json=stretch).json()["data"]
+        assert [run["outcome"] for run in runs] == ["submitted", "skipped", "skipped"]
+        assert "2 batches that have not ended" in runs[1]["detail"]
+        move(api, created[1], "cancel")
+        end(api, parse_batch_id(created[1]), BatchStatus.CANCELLED)
+        runs = api.call("POST", f"/v1/schedules/{made['id']}/backfill", json=stretch).json()["data"]
+        assert [run["outcome"] for run in runs] == ["submitted", "skipped"]
+
+
 def view_tenant(api: Running, batch_id: str) -> int:
     view = api.store.batches.read(parse_batch_id(batch_id))
     assert view is not None

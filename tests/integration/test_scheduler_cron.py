@@ -157,6 +157,20 @@ def test_a_body_that_does_not_fit_any_more_is_a_failed_run(rig):
     assert rig.store.schedules.read(schedule.id).next_fire_at > schedule.next_fire_at
 
 
+def test_a_tenant_without_room_skips_its_fire_times_once_each(store, tmp_path):
+    """The reason stands in the history, and nothing is due any more: the chore does not turn hot."""
+    rig = Clockwork(store, tmp_path, max_open_batches_tenant=2)
+    rig.model()
+    schedule = rig.schedule(minutes_ago=3)
+    assert rig.cron.step()
+    assert rig.outcomes(schedule)[:4] == ["submitted"] * 2 + ["skipped"] * 2
+    assert not rig.cron.step()
+    told = store.schedules.runs(schedule.id, after=None, limit=1)[0].detail
+    assert (
+        told == "This tenant may have 2 batches that have not ended, and has them; wait for one to end, or cancel one."
+    )
+
+
 def test_inline_rows_become_a_file_each_time(rig):
     """As when they are submitted by hand."""
     schedule = rig.schedule(body={"model": "digits", "input": {"rows": [[0.0] * 64]}})
