@@ -31,19 +31,21 @@ _KEPT = 8
 
 
 def warm() -> None:
-    """Have Arrow make its first conversion now, and find no pandas.
+    """Have Arrow make its first conversions now, there and back, and find no pandas.
 
-    It would import it where it is installed, in the middle of the first slice: a second of CPU for nothing we use.
+    Each way looks for it by itself, and would import it where it is installed, in the middle of the first slice: a
+    second of CPU for nothing we use. The reader of a slice has what others leave of the cores: on a busy machine that
+    second took it twenty.
     """
     sys.meta_path.insert(0, _NoPandas())
     try:
-        pa.array(np.zeros(1))
+        pa.array(np.zeros(1)).to_numpy(zero_copy_only=False)
     finally:
         del sys.meta_path[0]
 
 
 class _NoPandas(MetaPathFinder):
-    """Says that there is no pandas. Arrow asks once; None in sys.modules it would take for the module itself."""
+    """Says that there is no pandas. Arrow asks once each way; None in sys.modules it would take for the module."""
 
     def find_spec(self, fullname: str, path: object, target: object = None) -> None:  # noqa: ARG002
         if fullname == "pandas":

@@ -11,7 +11,10 @@ import numpy, pyarrow
 from workers.works import warm
 warm()
 assert pyarrow.array(numpy.arange(3)).to_pylist() == [0, 1, 2]
-assert "pandas" not in sys.modules
+assert "pandas" not in sys.modules, "from numpy"
+for values in ([0.5, None], ["a", None], [b"a"], [True, None], [[1.0], [2.0]]):
+    pyarrow.chunked_array([values]).chunk(0).to_numpy(zero_copy_only=False)
+    assert "pandas" not in sys.modules, values
 """
 
 
