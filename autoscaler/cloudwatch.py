@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import msgspec
 
+from autoscaler.beside import Beside
 from autoscaler.providers.aws import FAULTS, Aws, provider_error
-from autoscaler.providers.contract import ProviderError, Trouble
+from autoscaler.providers.contract import ProviderError
 from autoscaler.signals import Decision, Signals
 from batchline.errors import SettingsError
 
@@ -38,8 +39,8 @@ Numbers = dict[str, tuple[float, str]]
 """(value, unit) by metric name."""
 
 
-class CloudWatch:
-    """Sends the latest numbers every so often; what cannot be sent is logged and dropped."""
+class CloudWatch(Beside):
+    """Sends the latest numbers every so often and at the end; what cannot be sent is logged and dropped."""
 
     def __init__(self, options: Options, *, stack: str) -> None:
         """Nothing is sent before `start`.
@@ -48,49 +49,26 @@ class CloudWatch:
             options: where to.
             stack: the dimension that tells installations apart; `Pool` is the other.
         """
+        aws = Aws(options.region, options.endpoint_url)
+        super().__init__("cloudwatch", aws, needs="cloudwatch:PutMetricData", join_s=_JOIN_S)
         self._options = options
         self._stack = stack
-        self._aws = Aws(options.region, options.endpoint_url)
         self._lock = threading.Lock()
         self._latest: dict[str, Numbers] = {}
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="cloudwatch", daemon=True)
-
-    def check(self) -> None:
-        """Send one number, so that what is wrong shows at start.
-
-        Raises:
-            SettingsError: no region, no credentials, not allowed, a namespace that cannot be.
-        """
-        if not _NAMESPACE.fullmatch(self._options.namespace) or self._options.namespace.startswith("AWS/"):
-            raise SettingsError(
-                f"cloudwatch.namespace is {self._options.namespace!r}; use up to 255 letters, digits and ._/#:- ,"
-                " and do not begin with AWS/"
-            )
-        try:
-            self._aws.check()
-        except SettingsError as e:
-            raise SettingsError(f"cloudwatch: {e.detail}") from e
-        try:
-            self._put([{"MetricName": "Up", "Value": 1.0, "Unit": "Count", "Dimensions": self._dimensions()}])
-        except ProviderError as error:
-            if error.trouble is Trouble.REFUSED:
-                raise SettingsError(f"cloudwatch: {error.detail} Its role needs cloudwatch:PutMetricData.") from error
-            log.warning("cloudwatch not checked", extra={"error": error.detail})
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def close(self) -> None:
-        """Send what there is and end."""
-        self._closed.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=_JOIN_S)
 
     def offer(self, pool: str, seen: Signals, decision: Decision) -> None:
         """Keep the numbers of a pool until it is time; never waits."""
         with self._lock:
             self._latest[pool] = numbers_of(seen, decision)
+
+    def _try(self) -> None:
+        """Send one number."""
+        if not _NAMESPACE.fullmatch(self._options.namespace) or self._options.namespace.startswith("AWS/"):
+            raise SettingsError(
+                f"namespace is {self._options.namespace!r}; use up to 255 letters, digits and ._/#:- ,"
+                " and do not begin with AWS/"
+            )
+        self._put([{"MetricName": "Up", "Value": 1.0, "Unit": "Count", "Dimensions": self._dimensions()}])
 
     def _run(self) -> None:
         while not self._closed.wait(self._options.every_s):

@@ -8,15 +8,14 @@ may happen twice: a message is removed only when the ledger knows.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import msgspec
 
+from autoscaler.beside import Beside
 from autoscaler.providers.aws import FAULTS, Aws, provider_error
-from autoscaler.providers.contract import ProviderError, Trouble
-from batchline.errors import BatchlineError, SettingsError
+from batchline.errors import BatchlineError
 
 log = logging.getLogger("autoscaler")
 
@@ -54,7 +53,7 @@ class _Event(msgspec.Struct, rename="kebab"):
     source: str
 
 
-class Interruptions:
+class Interruptions(Beside):
     """Listens in a thread of its own and tells of each instance that is about to be taken away."""
 
     def __init__(self, options: Options, *, leads: Callable[[], bool], obey: Callable[[str, str], None]) -> None:
@@ -65,42 +64,16 @@ class Interruptions:
             leads: whether this process is to listen now.
             obey: called with an instance and a reason, at least once for each event; what it raises, it is asked again.
         """
+        needs = "sqs:ReceiveMessage, sqs:DeleteMessage and sqs:GetQueueAttributes on it"
+        super().__init__("interruptions", Aws(options.region, options.endpoint_url), needs=needs, join_s=_JOIN_S)
         self._options = options
         self._leads = leads
         self._obey = obey
         self._sqs: Any = None
-        self._aws = Aws(options.region, options.endpoint_url)
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="interruptions", daemon=True)
 
-    def check(self) -> None:
-        """Ask for the queue.
-
-        Raises:
-            SettingsError: no region, no credentials, no such queue, or not allowed.
-        """
-        try:
-            self._aws.check()
-        except SettingsError as e:
-            raise SettingsError(f"interruptions: {e.detail}") from e
-        try:
-            self._call("get_queue_attributes", "look at the queue of interruptions", AttributeNames=["QueueArn"])
-        except ProviderError as e:
-            if e.trouble is Trouble.REFUSED:
-                raise SettingsError(
-                    f"interruptions: {e.detail} Its role needs sqs:ReceiveMessage, sqs:DeleteMessage and"
-                    " sqs:GetQueueAttributes on it."
-                ) from e
-            log.warning("queue of interruptions not checked", extra={"error": e.detail})
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def close(self) -> None:
-        """Listen no more; a poll under way ends by itself."""
-        self._closed.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=_JOIN_S)
+    def _try(self) -> None:
+        """Ask for the queue."""
+        self._call("get_queue_attributes", "look at the queue of interruptions", AttributeNames=["QueueArn"])
 
     def _run(self) -> None:
         while not self._closed.is_set():

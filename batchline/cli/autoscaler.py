@@ -1,4 +1,4 @@
-"""autoscaler: run it here, ask what it wants and why, record what arrived, simulate a policy on it."""
+"""autoscaler: run it here, check its file, ask what it wants and why, record what arrived, simulate a policy on it."""
 
 from __future__ import annotations
 
@@ -63,6 +63,22 @@ def status(*, as_json: Json = False) -> None:
             [(i["id"], i["status"], i["pool"], i["provider"], i["kind"], i["zone"], seconds(i["age_s"]), i["workers"],
               i["running"], i["reason"]) for i in told["instances"]],
         )  # fmt: skip
+
+
+@app.command()
+def check(
+    file: Annotated[
+        str, typer.Argument(help="A configuration; the one that BATCHLINE_AUTOSCALER names without it.")
+    ] = "",
+    *,
+    as_json: Json = False,
+) -> None:
+    """Whether its configuration works; exit 1 if it is refused.
+
+    Reads the file and asks the providers, as at start: region, permissions, image, types. Exit 2 if nothing is wrong as
+    far as could be asked, but somebody did not answer.
+    """
+    become("autoscaler", "check", *([file] if file else []), *(["--json"] if as_json else []))
 
 
 @app.command()

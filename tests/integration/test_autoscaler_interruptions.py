@@ -17,7 +17,7 @@ from worker_process import PRODUCT, a_worker, until
 from worker_rig import Rig
 
 from autoscaler import config as configuration
-from autoscaler.__main__ import _listener
+from autoscaler import parts
 from autoscaler.config import ADVICE
 from autoscaler.interruptions import Interruptions, Options
 from autoscaler.loop import Autoscaler
@@ -141,12 +141,22 @@ def test_the_autoscalers_file_names_the_queue(queue: Queue) -> None:
     """A table [interruptions]; what it says wrong is refused, all the same at the start and by `check`."""
     pool = "[pools.cpu]\n"
     table = f'[interruptions]\nqueue_url = "{queue.url}"\nendpoint_url = "{queue.options.endpoint_url}"\n'
-    listener = _listener(configuration.parse(pool + table, "f.toml"), None)
-    assert listener is not None
-    assert _listener(configuration.parse(pool, "f.toml"), None) is None
+    trials = parts.Trials()
+
+    def made(text: str) -> Interruptions | None:
+        config = configuration.parse(text, "f.toml")
+        return parts.listener(config, trials, leads=lambda: True, obey=lambda *_: None)
+
+    assert made(pool + table) is not None
+    assert made(pool) is None
+    trials.refuse()
     for wrong in ("[interruptions]\n", table.replace("queue_url", "queue"), table.replace(queue.url, queue.url + "x")):
-        with pytest.raises(SettingsError, match="interruptions"):
-            _listener(configuration.parse(pool + wrong, "f.toml"), None)
+        before = len(trials.faults)
+        made(pool + wrong)
+        (fault,) = trials.faults[before:]
+        assert fault.startswith("interruptions")
+    with pytest.raises(SettingsError, match="sqs:ReceiveMessage"):
+        trials.refuse()
 
 
 def test_an_interruption_has_the_instances_workers_leave(
