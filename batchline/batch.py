@@ -156,6 +156,12 @@ class Staged(msgspec.Struct, frozen=True, omit_defaults=True):
     bytes: int = 0
     lines: int = 0
     """Of the default sink: result lines that were written to Postgres, not yet durable; the finish counts them."""
+    expired: int = 0
+    """Of requests: those of `errors` that the batch's window left no time for."""
+
+
+LATE = ("batch_expired", "This request could not be executed before the completion window expired.")
+"""Code and message of a request that the batch's window left no time for, as OpenAI has them."""
 
 
 def part_key(batch_id: uuid.UUID, number: int, attempt: int, kind: Literal["output", "error"]) -> str:

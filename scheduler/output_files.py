@@ -15,7 +15,7 @@ from typing import Literal
 
 import msgspec
 
-from batchline.batch import BatchView, Requests, Slice, bits_to_rows, part_key, show_batch_id
+from batchline.batch import LATE, BatchView, Requests, Slice, bits_to_rows, part_key, show_batch_id
 from batchline.batch_bodies import blob_key
 from batchline.data.blobs import BlobUpload
 from batchline.data.places import BLOB
@@ -31,7 +31,7 @@ log = logging.getLogger("scheduler.output_files")
 PURPOSE = "batch_output"
 _MAX_LINE_BYTES = 64 * 2**20
 _NEVER_RAN = {
-    "expired": ("batch_expired", "This request could not be executed before the completion window expired."),
+    "expired": LATE,
     "cancelled": ("batch_cancelled", "This request was not executed: the batch was cancelled."),
     "failed": ("batch_failed", "This request could not be executed."),
 }

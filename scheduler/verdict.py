@@ -14,14 +14,18 @@ _TOLD = 10
 
 @dataclass(slots=True)
 class Whole:
-    """The slices that failed as a whole: not row by row, so that they have staged nothing."""
+    """What slices tell beside their rows: those that failed as a whole have staged nothing."""
 
     count: int = 0
+    """Slices that failed as a whole."""
+    expired: int = 0
+    """Requests that the window left no time for, in slices that were finished."""
     faults: list[BatchFault] = field(default_factory=list[BatchFault])
 
     def look(self, slices: Iterable[SliceView]) -> Whole:
         """Add what is found among these."""
         for view in slices:
+            self.expired += view.staged.expired if view.staged else 0
             if view.status == "failed" and view.staged is None:
                 self.count += 1
                 if len(self.faults) < _TOLD:
@@ -47,7 +51,7 @@ def verdict(batch: BatchView, whole: Whole) -> tuple[BatchStatus, list[BatchFaul
         return BatchStatus.FAILED, []
     if faults := over(batch, whole):
         return BatchStatus.FAILED, faults
-    return (BatchStatus.EXPIRED if batch.counts.expired else BatchStatus.COMPLETED), []
+    return (BatchStatus.EXPIRED if batch.counts.expired or whole.expired else BatchStatus.COMPLETED), []
 
 
 def over(batch: BatchView, whole: Whole) -> list[BatchFault]:

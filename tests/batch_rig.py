@@ -49,11 +49,11 @@ def data_set(
     return plan(store, model_id, NewBatch(batch_id, TENANT, "data_set", body, model_id), slices)
 
 
-def requests(store: Store, model_id: int, key: str, endpoint: str, slices: Any) -> uuid.UUID:
-    """Plan a batch of requests; `slices` makes them from the batch's id."""
+def requests(store: Store, model_id: int, key: str, endpoint: str, slices: Any, **changes: Any) -> uuid.UUID:
+    """Plan a batch of requests; `slices` makes them from the batch's id, `changes` are fields of NewBatch."""
     batch_id = new_job_id()
     body = msgspec.json.encode(Requests(key, endpoint, "24h"))
-    return plan(store, model_id, NewBatch(batch_id, TENANT, "requests", body), slices(batch_id))
+    return plan(store, model_id, NewBatch(batch_id, TENANT, "requests", body, **changes), slices(batch_id))
 
 
 def slices(store: Store, batch_id: uuid.UUID) -> list[SliceView]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from batchline import rows, v2_tensors
 from batchline.answers import infer_body, job_body, refusal, status_of
-from batchline.batch import Piece, Requests, Slice, Staged, bits_to_rows, part_key
+from batchline.batch import LATE, Piece, Requests, Slice, Staged, bits_to_rows, part_key
 from batchline.data.blobs import Blobs, BlobUpload
 from batchline.data.places import BLOB
 from batchline.data.text_blocks import BOM
@@ -68,7 +68,8 @@ class _Request:
     custom_id: str
     block: RowBlock | None = None
     fault: BatchlineError | None = None
-    poison: bool = False
+    lost: tuple[str, str] | None = None
+    """Code and message of a request that is not run: no endpoint has an answer for it."""
     metadata: str | None = None
     infer_id: str | None = None
     wanted: Sequence[v2_tensors.Wanted] = ()
@@ -87,6 +88,7 @@ class RequestsWork:
         self._slice = msgspec.json.decode(job.payload, type=Slice)
         self._only = None if self._slice.only is None else frozenset(bits_to_rows(self._slice.only))
         self._poison = frozenset(ask.poison)
+        self._is_late = False
         self._names = [TEXT] if spec.text is not None else [t.name for t in spec.inputs]
 
     def read(self) -> Iterator[Stretch]:
@@ -136,8 +138,9 @@ class RequestsWork:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
             raise SourceError("The uploaded file is not the one that was planned.") from e
         request = _Request(offset, read.custom_id)
-        if offset in self._poison:
-            request.poison = True
+        self._is_late = self._is_late or self._is_over()
+        if offset in self._poison or self._is_late:
+            request.lost = LATE if self._is_late else ("poison", POISON)
             return request
         try:
             self._fill(request, read.body)
@@ -146,6 +149,10 @@ class RequestsWork:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
             request.fault = from_decoding(e)
         return request
+
+    def _is_over(self) -> bool:
+        """Whether the window has ended: what has been read is finished, the rest is not begun."""
+        return self._batch.deadline_at is not None and self._batch.deadline_at <= datetime.now(UTC)
 
     def _fill(self, request: _Request, raw: msgspec.Raw) -> None:
         if self._endpoint.startswith("/v2/"):
@@ -178,27 +185,28 @@ class RequestsWork:
     def write(self, stretches: Iterator[Stretch]) -> Written:
         parts = _Parts(self._blobs, self._batch.id, self._slice.number, self._job.attempt)
         try:
-            count, failed = 0, list[int]()
+            count, failed, late = 0, list[int](), 0
             for stretch in stretches:
+                late += sum(request.lost is LATE for request in _requests_of(stretch))
                 for offset, answer, good in self._answers(stretch):
                     parts.write(answer, good=good)
                     count += 1
                     if not good:
                         failed.append(offset)
-            return Written(parts.stage(count - len(failed), len(failed)), count, failed)
+            return Written(parts.stage(count - len(failed), len(failed), late), count, failed)
         except BaseException:
             parts.abort()
             raise
 
     def _answers(self, stretch: Stretch) -> Iterator[tuple[int, bytes, bool]]:
-        requests: list[_Request] = stretch.source  # pyright: ignore[reportAssignmentType]
+        requests = _requests_of(stretch)
         done = stretch.predicted
         done.faults |= dict.fromkeys(done.no_room, "The device has no room for this row, even alone.")
         finished = iter(encode([self._as_job(r, r.block) for r in requests if r.block], done, lambda _: "{}"))
         for request in requests:
             line_id = f"batch_req_{self._batch.id.hex}{self._row(request):08x}"
-            if request.poison:
-                answer = _Answer(line_id, request.custom_id, None, _Error("poison", POISON))
+            if request.lost is not None:
+                answer = _Answer(line_id, request.custom_id, None, _Error(*request.lost))
                 good = False
             else:
                 job = next(finished) if request.block is not None else None
@@ -286,7 +294,7 @@ class _Parts:
             self._uploads[kind] = self._blobs.create(self._keys[kind])
         self._uploads[kind].write(line)
 
-    def stage(self, rows: int, errors: int) -> Staged:
+    def stage(self, rows: int, errors: int, late: int) -> Staged:
         size = 0
         made: list[dict[str, str]] = []
         while self._uploads:
@@ -294,16 +302,20 @@ class _Parts:
             size += upload.finish().bytes
             del self._uploads[kind]
             made.append({"kind": kind, "blob": self._keys[kind]})
-        return Staged(made, rows, errors, size)
+        return Staged(made, rows, errors, size, expired=late)
 
     def abort(self) -> None:
         for upload in self._uploads.values():
             upload.abort()
 
 
+def _requests_of(stretch: Stretch) -> list[_Request]:
+    return stretch.source  # pyright: ignore[reportReturnType]
+
+
 def _row_fault(request: _Request) -> RowFault:
-    if request.poison:
-        return RowFault("poison", POISON)
+    if request.lost is not None:
+        return RowFault(*request.lost)
     fault = request.fault or RowError("The request has no rows.")
     return RowFault(fault.code, fault.detail)
 

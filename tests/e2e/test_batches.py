@@ -12,16 +12,20 @@ import openai
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+import stack
 from chaos_monkey import ROWS
 from openai.types import Batch
 from system import System, running_system, until
+
+from batchline.batch import parse_batch_id
 
 ENDED = {"completed", "failed", "expired", "cancelled"}
 
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory, digits_model: Path) -> Iterator[System]:
-    with running_system(tmp_path_factory.mktemp("system"), {"digits": digits_model}, durable=False) as system:
+    env = {"BATCHLINE_SLICE_ROWS": "64"}
+    with running_system(tmp_path_factory.mktemp("system"), {"digits": digits_model}, durable=False, env=env) as system:
         yield system
 
 
@@ -88,6 +92,49 @@ def test_openais_batch(client: openai.OpenAI, http: httpx.Client, system: System
     errors = lines_of(client, batch.error_file_id)
     assert errors.keys() == {"bad"}
     assert client.files.retrieve(batch.output_file_id or "").purpose == "batch_output"
+
+
+def test_a_batch_that_exceeds_its_window_expires(client: openai.OpenAI, http: httpx.Client, system: System) -> None:
+    """What was finished is in the output file; each request that was not has `batch_expired` in the error file."""
+    url = system.postgres.url
+    lines = b"".join(request(f"r{n}", [ROWS[n]]) for n in range(130))
+    file = client.files.create(file=("requests.jsonl", lines), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/jobs", completion_window="24h")
+    assert http.post(f"/v1/batches/{batch.id}/pause").status_code == 200
+    wanted = {"id": parse_batch_id(batch.id)}
+    slices = "SELECT job_id FROM slices WHERE batch_id = %(id)s"
+    until(
+        lambda: stack.query(url, "SELECT 1 FROM batches WHERE id = %(id)s AND held AND slices = 3", wanted),
+        within_s=30, what="three slices are held", logs=system.logs,
+    )  # fmt: skip
+    stack.query(url, f"UPDATE jobs SET run_at = NULL WHERE id IN ({slices} AND number = 0)", wanted)
+    until(
+        lambda: (counts := client.batches.retrieve(batch.id).request_counts) and counts.completed,
+        within_s=30, what="the first slice is finished", logs=system.logs,
+    )  # fmt: skip
+    over = "deadline_at = now() - interval '1 second'"
+    stack.query(url, f"UPDATE batches SET {over} WHERE id = %(id)s", wanted)
+    stack.query(url, f"UPDATE jobs SET {over} WHERE id IN ({slices})", wanted)
+    until(lambda: client.batches.retrieve(batch.id).status in ENDED, within_s=30, what="it ends", logs=system.logs)
+    batch = client.batches.retrieve(batch.id)
+    assert (batch.status, batch.errors, batch.completed_at) == ("expired", None, None)
+    assert batch.expired_at is not None
+    counts = batch.request_counts
+    assert counts is not None
+    output, errors = lines_of(client, batch.output_file_id), lines_of(client, batch.error_file_id)
+    assert (counts.total, counts.completed, len(output)) == (130, len(output), counts.completed)
+    assert 0 < len(output) < 130
+    assert output.keys() | errors.keys() == {f"r{n}" for n in range(130)}
+    assert not output.keys() & errors.keys()
+    for line in errors.values():
+        assert line["response"] is None
+        assert line["error"] == {
+            "code": "batch_expired",
+            "message": "This request could not be executed before the completion window expired.",
+        }
+    child = http.post(f"/v1/batches/{batch.id}/retry").json()
+    until(lambda: client.batches.retrieve(child["id"]).status in ENDED, within_s=30, what="the rest", logs=system.logs)
+    assert lines_of(client, client.batches.retrieve(child["id"]).output_file_id).keys() == errors.keys()
 
 
 def test_a_batch_of_tensors(client: openai.OpenAI, http: httpx.Client, system: System) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from batchline.data.blobs import Blobs
 from batchline.job import Lane
 from batchline.store import Store
 from scheduler.slicing import Pace, slices_of
+from workers.requests import RequestsWork
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ class Uploaded:
         self.rig, self.model, self.endpoint = rig, model, endpoint
         self.blobs = Blobs(places_of(rig.settings))
 
-    def run(self, lines: list[bytes], slices: int = 1) -> None:
+    def run(self, lines: list[bytes], slices: int = 1, **changes: Any) -> None:
         self.blobs.put("in", [b"\n".join(lines)])
         with self.blobs.open("in") as blob:
             version, size = blob.version, blob.size
@@ -49,6 +51,7 @@ class Uploaded:
             "in",
             self.endpoint,
             lambda i: list(slices_of(i, pieces, Pace(time.time(), 1e-5))),
+            **changes,
         )
         while self.rig.engine.run(Lane.BULK)["jobs"]:
             pass
@@ -118,6 +121,29 @@ def test_lines_that_do_not_fit_or_fail_are_error_lines(rig: Rig, tmp_path: Path)
     assert bad[1]["response"]["body"]["status"] == "failed"
     (view,) = batch_rig.slices(rig.store, uploaded.id)
     assert (view.rows, view.rows_failed, view.staged.rows if view.staged else 0) == (6, 3, 3)
+
+
+def test_what_the_window_leaves_no_time_for_is_not_begun(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines read before the end are answered; those after it are `batch_expired`, without a response."""
+    model = rig.add("double", small_models.double(tmp_path / "source.onnx"))
+    lines = [line(f"c{n}", {"model": "double", "inputs": [[n, n]]}) for n in range(5)]
+    with monkeypatch.context() as patched:
+        looks = itertools.count()
+        patched.setattr(RequestsWork, "_is_over", lambda _: next(looks) >= 3)
+        uploaded = Uploaded(rig, model, "/v1/jobs")
+        uploaded.run(lines)
+    assert [answer["custom_id"] for answer in uploaded.lines("output")] == ["c0", "c1", "c2"]
+    late = uploaded.lines("error")
+    assert [(answer["custom_id"], answer["response"]) for answer in late] == [("c3", None), ("c4", None)]
+    assert {answer["error"]["code"] for answer in late} == {"batch_expired"}
+    (view,) = batch_rig.slices(rig.store, uploaded.id)
+    assert view.staged
+    assert (view.rows_failed, view.staged.errors, view.staged.expired) == (2, 2, 2)
+    over = Uploaded(rig, model, "/v1/jobs")
+    over.run(lines, deadline_at=datetime.now(UTC) - timedelta(seconds=1))
+    assert (over.lines("output"), len(over.lines("error"))) == ([], 5)
 
 
 def test_lines_may_ask_for_infer(rig: Rig, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ WHOLE = Whole().look([a_slice("failed"), a_slice("succeeded", Staged()), a_slice
     ("batch", "whole", "status", "codes"),
     [
         (a_batch(), Whole(), "completed", []),
+        (a_batch(kind="requests"), Whole().look([a_slice("succeeded", Staged(expired=1))]), "expired", []),
         (a_batch(counts=Counts()), Whole(), "completed", []),
         (a_batch(counts=Counts(100, 1, 99)), Whole(), "completed", []),
         (a_batch(counts=Counts(100, 0, 100)), Whole(), "failed", ["all_rows_failed"]),
