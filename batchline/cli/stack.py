@@ -33,7 +33,8 @@ def up(
     autoscaler adds workers while the queue is long, and takes them back.
 
     BATCHLINE_PORT and BATCHLINE_FLOWER_PORT move the ports; DATABASE_URL and REDIS_URL, when set, are used instead of
-    the embedded servers. Data survives a restart.
+    the embedded servers. BATCHLINE_METRICS_PORT is the first of as many ports as there are APIs, workers, scheduler and
+    autoscaler, in this order. Data survives a restart.
     """
     from batchline.local import stack
 
@@ -84,8 +85,8 @@ def status(*, folder: Folder = FOLDER, as_json: Json = False) -> None:
         note(f"batchline: nothing runs in {folder}; start it with `batchline up`.")
     else:
         tell_table(
-            ["part", "state", "pid", "port", "up", "restarts", "last error"],
-            [(p.name, p.state, p.pid, p.port, seconds(p.uptime_s) if p.pid else "", p.restarts,
+            ["part", "state", "pid", "port", "metrics", "up", "restarts", "last error"],
+            [(p.name, p.state, p.pid, p.port, p.metrics_port, seconds(p.uptime_s) if p.pid else "", p.restarts,
               p.last_error.strip().splitlines()[-1] if p.last_error.strip() else "") for p in found.parts],
         )  # fmt: skip
     if not found.ready:

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +37,7 @@ class Process:
         many: which option says how many there are; one when absent.
         once: it runs to its end before those after it start.
         ready_path: it listens, and is ready when a GET of this path is answered with a status below 500.
+        metrics: it serves /metrics where BATCHLINE_METRICS_PORT says; each gets a port of its own.
     """
 
     name: str
@@ -44,14 +45,15 @@ class Process:
     many: Literal["apis", "workers"] | None = None
     once: bool = False
     ready_path: str | None = None
+    metrics: bool = False
 
 
 PROCESSES = (
     Process("migrate", ("-P", "-m", "batchline.store.migrations"), once=True),
-    Process("api", ("-P", "-m", "api"), many="apis", ready_path="/readyz"),
-    Process("worker", ("-P", "-m", "workers"), many="workers"),
-    Process("scheduler", ("-P", "-m", "scheduler")),
-    Process("autoscaler", ("-P", "-m", "autoscaler")),
+    Process("api", ("-P", "-m", "api"), many="apis", ready_path="/readyz", metrics=True),
+    Process("worker", ("-P", "-m", "workers"), many="workers", metrics=True),
+    Process("scheduler", ("-P", "-m", "scheduler"), metrics=True),
+    Process("autoscaler", ("-P", "-m", "autoscaler"), metrics=True),
     Process("flower", ("-P", "-m", "batchline.queue.flower"), ready_path="/"),
 )
 """In the order of their start."""
@@ -106,6 +108,10 @@ class Plan:
     models: Path
     api_ports: list[int] = field(default_factory=list[int])
     flower_port: int | None = None
+    metrics_port: int = 0
+    """Of the next process that has metrics; 0: none has."""
+    ports: dict[int, str] = field(default_factory=dict[int, str])
+    """Whom each port of a process is meant for."""
     servers: list[Server] = field(default_factory=list[Server])
 
     def close(self) -> None:
@@ -129,6 +135,20 @@ class Plan:
             models=self.models,
         )
 
+    def take_port(self, name: str, variable: str, wanted: int) -> int:
+        """A port for one process: the wanted one, or any free one for 0.
+
+        Raises:
+            PortInUseError: it is taken; the message names the variable that moves it.
+        """
+        port = wanted or free_port()
+        if other := self.ports.get(port):
+            raise PortInUseError(f"Port {port} is that of {other}; set {variable} to another for {name}.")
+        if wanted and not is_free(wanted):
+            raise PortInUseError(f"Port {wanted} is in use by another program; set {variable} to another for {name}.")
+        self.ports[port] = name
+        return port
+
 
 def make_plan(folder: Path, options: Options, environ: Mapping[str, str]) -> Plan:
     """Decide servers, ports and processes; starts nothing.
@@ -137,7 +157,8 @@ def make_plan(folder: Path, options: Options, environ: Mapping[str, str]) -> Pla
         folder: the stack's own, made already.
         options: how many of each.
         environ: DATABASE_URL or REDIS_URL here keep that server from being started; `BATCHLINE_PORT`,
-            `BATCHLINE_FLOWER_PORT`, `BATCHLINE_POSTGRES_PORT` and `BATCHLINE_VALKEY_PORT` move ports (0: any free one).
+            `BATCHLINE_FLOWER_PORT`, `BATCHLINE_POSTGRES_PORT` and `BATCHLINE_VALKEY_PORT` move ports (0: any free one);
+            from `BATCHLINE_METRICS_PORT` on each process that has metrics gets one, in the order of their start.
 
     Raises:
         SettingsError: a variable is wrong.
@@ -158,13 +179,14 @@ def make_plan(folder: Path, options: Options, environ: Mapping[str, str]) -> Pla
             servers.append(server)
             urls[name] = lambda server=server: server.url
     plan = Plan(folder, [], urls["pg"], urls["valkey"], settings.host, settings.models.resolve())
-    plan.servers = servers
+    plan.servers, plan.metrics_port = servers, settings.metrics_port
     if servers:
         plan.stages.append([_server_part(server) for server in servers])
     shared = dict(environ) | {
         "BATCHLINE_MODELS": str(plan.models),
         "BATCHLINE_ADMIN_KEY_FILE": str(folder / "key"),
         "BATCHLINE_FOLDER": str(folder),
+        "BATCHLINE_METRICS_PORT": "0",
         "BATCHLINE_AUTOSCALER": settings.autoscaler or _scaling(folder, options, settings.pool),
         **_data_places(folder, settings),
     }
@@ -232,10 +254,11 @@ def _process_parts(
     parts: list[Part] = []
     count: int = getattr(options, process.many) if process.many else 1
     for index in range(count):
+        name = f"{process.name}-{index + 1}" if count > 1 else process.name
         extra: dict[str, str] = {}
-        port = None
+        port = metrics_port = None
         if process.name == "flower":
-            port = plan.flower_port = _take_port(
+            port = plan.flower_port = plan.take_port(
                 "flower", "BATCHLINE_FLOWER_PORT", _port(shared, "BATCHLINE_FLOWER_PORT", 5555)
             )
             # Not on the command line, which everybody can read.
@@ -245,11 +268,15 @@ def _process_parts(
                 "BATCHLINE_FLOWER_BASIC_AUTH": f"batchline:{secret(plan.folder / 'flower')}",
             }
         elif process.ready_path is not None:
-            port = _take_port(process.name, "BATCHLINE_PORT", first_port + index if first_port else 0)
+            port = plan.take_port(name, "BATCHLINE_PORT", first_port + index if first_port else 0)
             plan.api_ports.append(port)
             extra = {"BATCHLINE_PORT": str(port)}
-        name = f"{process.name}-{index + 1}" if count > 1 else process.name
-        parts.append(_python_part(name, process, plan, port, dict(shared) | extra))
+        if process.metrics and plan.metrics_port:
+            metrics_port = plan.take_port(name, "BATCHLINE_METRICS_PORT", plan.metrics_port)
+            plan.metrics_port += 1
+            extra["BATCHLINE_METRICS_PORT"] = str(metrics_port)
+        part = _python_part(name, process, plan, port, dict(shared) | extra)
+        parts.append(replace(part, metrics_port=metrics_port))
     return parts
 
 
@@ -284,9 +311,3 @@ def _port(environ: Mapping[str, str], variable: str, default: int) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise SettingsError(f"{variable} is {text!r}, which is no port.")
     return int(text)
-
-
-def _take_port(name: str, variable: str, wanted: int) -> int:
-    if wanted and not is_free(wanted):
-        raise PortInUseError(f"Port {wanted} is in use by another program; set {variable} to another for {name}.")
-    return wanted or free_port()

@@ -45,6 +45,7 @@ class PartStatus:
     port: int | None
     last_exit: int | None
     last_error: str
+    metrics_port: int | None = None
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,7 @@ def status(folder: Path = DEFAULT_FOLDER) -> StackStatus:
             part.port,
             part.last_exit,
             part.last_error,
+            part.metrics_port,
         )
         for part in state.parts
     ) + tuple(_instances(folder, now_s))

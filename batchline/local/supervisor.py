@@ -52,6 +52,7 @@ class Part:
         ready: whether it serves; asked until it says yes once after each start. Must answer within a second.
         settle_s: how long it must have been up before it counts as ready: finds what ends at its imports.
         port: where it listens; asked after each start.
+        metrics_port: where it serves /metrics, if it does.
         once: it is meant to end; exit code 0 lets the next stage begin, any other is tried again.
         log: where its outputs go, for messages.
         stop_signal: what ends it in good order.
@@ -65,6 +66,7 @@ class Part:
     ready: Callable[[], bool] = lambda: True
     settle_s: float = 0.0
     port: Callable[[], int | None] = lambda: None
+    metrics_port: int | None = None
     once: bool = False
     log: Path | None = None
     stop_signal: signal.Signals = signal.SIGTERM
@@ -84,6 +86,7 @@ class PartState:
     port: int | None
     last_exit: int | None
     last_error: str
+    metrics_port: int | None = None
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ class _Slot:
         pid = self.process.pid if self.process else None
         return PartState(
             self.part.name, self.state, pid, max(self.restarts, 0), self.started_at_s, self.port, self.last_exit,
-            self.last_error,
+            self.last_error, self.part.metrics_port,
         )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg2
@@ -17,8 +18,8 @@ import pytest
 
 from batchline.errors import LocalError, SettingsError
 from batchline.local import children
-from batchline.local.plan import Options, Process, make_plan
-from batchline.local.server import PortInUseError
+from batchline.local.plan import PROCESSES, Options, Process, make_plan
+from batchline.local.server import PortInUseError, free_port, is_free
 from batchline.local.stack import StackStatus, down, status, up
 
 MIGRATE = "import os; open(os.environ['BATCHLINE_ADMIN_KEY_FILE'] + '.seen', 'w').write('made')"
@@ -207,6 +208,49 @@ def test_batches_have_folders_of_the_stacks_own(tmp_path: Path, monkeypatch: pyt
     assert seen[0]["BATCHLINE_DATA_ROOTS"] == f"{tmp_path}/data"
     assert (tmp_path / "data").is_dir()
     assert (seen[1]["BATCHLINE_BLOBS"], seen[1]["BATCHLINE_DATA_ROOTS"]) == (f"file://{tmp_path}/mine", "/a:/b")
+
+
+def test_each_process_has_a_port_of_its_own_for_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From BATCHLINE_METRICS_PORT upwards in the order of their start; the others get none, and `status` shows them."""
+    first = free_ports_in_a_row(5)
+    monkeypatch.setenv("BATCHLINE_METRICS_PORT", str(first))
+    told = "import os; open(os.path.join({!r}, {!r} + os.environ['BATCHLINE_METRICS_PORT']), 'w').close()\n"
+    table = tuple(
+        replace(p, arguments=("-c", told.format(str(tmp_path), p.name) + p.arguments[1]), metrics=not p.once)
+        for p in (*TABLE, Process("autoscaler", ("-c", WORKER)))
+    )
+    try:
+        up(tmp_path / "stack", detach=True, apis=2, workers=2, processes=table)
+        now = {part.name: part.metrics_port for part in status(tmp_path / "stack").parts}
+    finally:
+        down(tmp_path / "stack")
+    names = ("api-1", "api-2", "worker-1", "worker-2", "autoscaler")
+    assert now == {"postgres": None, "valkey": None, "migrate": None} | dict(
+        zip(names, range(first, first + 5), strict=True)
+    )
+    given = {f"{name.split('-')[0]}{port}" for name, port in now.items() if port}
+    assert given | {"migrate0"} <= {path.name for path in tmp_path.iterdir()}
+    assert [process.name for process in PROCESSES if process.metrics] == ["api", "worker", "scheduler", "autoscaler"]
+
+
+def free_ports_in_a_row(count: int) -> int:
+    """The first of so many that are free now."""
+    while True:
+        first = free_port()
+        if all(is_free(port) for port in range(first, first + count)):
+            return first
+
+
+@pytest.mark.parametrize("taken", ["BATCHLINE_PORT", None])
+def test_a_taken_port_of_metrics_is_named(tmp_path: Path, taken: str | None) -> None:
+    """By another program, or by ourselves."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = free_ports_in_a_row(2) if taken else listening.getsockname()[1]
+        environ = {"BATCHLINE_PORT": "0", "BATCHLINE_FLOWER_PORT": "0", "BATCHLINE_METRICS_PORT": str(port)}
+        if taken:
+            environ[taken] = str(port)
+        with pytest.raises(PortInUseError, match=f"Port {port} is .*BATCHLINE_METRICS_PORT"):
+            make_plan(tmp_path, Options(), environ)
 
 
 def test_flower_gets_its_password_by_environment(tmp_path: Path) -> None:
