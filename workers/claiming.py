@@ -26,6 +26,9 @@ snapshot held open, a long dump), and each look reads all of them."""
 _DEAR_SHARE_BUSY = 0.02
 _DEAR_SHARE_EMPTY = 0.1
 """Dear looks at the whole may take these shares of the time, while there is other work and while there is none."""
+_LONGEST_BUSY_S = 10.0
+_LONGEST_EMPTY_S = 2.0
+"""Yet no longer is waited for the next one: Postgres may merely be slow, and what came back waits below the floor."""
 _SLACK_US = 200_000
 """By how much of rank a job may be committed after those behind it."""
 _LOADED_BONUS_US = 1_000_000
@@ -84,8 +87,9 @@ class _Known:
     def may_look(self, now: float, *, busy: bool) -> bool:
         """Whether it is time for a look at the whole."""
         dear_s = max(0.0, min(self.whole_s) - _CHEAP_S)
-        wait_s = _WHOLE_S + dear_s / _DEAR_SHARE_BUSY if busy else dear_s / _DEAR_SHARE_EMPTY
-        return now - self.whole_at > wait_s
+        if busy:
+            return now - self.whole_at > min(_WHOLE_S + dear_s / _DEAR_SHARE_BUSY, _LONGEST_BUSY_S)
+        return now - self.whole_at > min(dear_s / _DEAR_SHARE_EMPTY, _LONGEST_EMPTY_S)
 
     def note(self, heads: list[Head], started: float, *, whole: bool) -> None:
         """Keep an answer about the heads, and what follows from it for the floors."""
@@ -137,7 +141,8 @@ class Claimer:
         now = time.monotonic()
         whole = not known.lowest or known.may_look(now, busy=True)
         known.note(self._claims.heads(self._pool, lane, floor=0 if whole else known.lowest), now, whole=whole)
-        if not known.heads and not whole and known.may_look(now := time.monotonic(), busy=False):
+        nothing = all(h.suspect for h in known.heads)  # one that cannot be run now must not hide normal work
+        if nothing and not whole and known.may_look(now := time.monotonic(), busy=False):
             known.note(self._claims.heads(self._pool, lane), now, whole=True)
 
     def take(self, worker_id: uuid.UUID, head: Head, lane: Lane, *, rows: int) -> list[ClaimedJob]:

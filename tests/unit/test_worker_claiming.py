@@ -92,6 +92,47 @@ def test_one_slow_look_is_no_dear_look(clock):
     assert looks(claimer, queues, clock, 2.0) >= 3
 
 
+@pytest.mark.parametrize(("lane", "whole_s"), [(lane, whole_s) for lane in Lane for whole_s in (0.001, 0.5, 3.0)])
+def test_however_slow_postgres_is_an_idle_worker_finds_what_came_back_within_seconds(clock, lane, whole_s):
+    """A slice given back, or rescued, keeps its old rank: below the floor only a look at the whole shows it."""
+    queues = Queues(clock)
+    queues.whole_s = whole_s
+    claimer = Claimer(queues, "cpu", list)
+    for _ in range(600):  # a minute of work at most: both of the last two looks took that long
+        claimer.choose(WORKER, lane, lambda _: True, may_load=True)
+        clock.now += 0.1
+    queues.heads_of[lane] = []
+    claimer.choose(WORKER, lane, lambda _: True, may_load=True)
+    queues.heads_of[lane] = [Head(1, NOW_US // 2, False)]
+    began = clock.now
+    while claimer.choose(WORKER, lane, lambda _: True, may_load=True) is None:
+        clock.now += 0.2
+        assert clock.now - began < 60
+    assert clock.now - began <= 2.5 + whole_s
+    assert claimer.claim(WORKER, MODEL, lane, rows=1).jobs
+
+
+def test_while_there_is_newer_work_what_came_back_waits_ten_seconds_at_most(clock):
+    """However dear a look at the whole is."""
+    queues = Queues(clock)
+    queues.whole_s = 3.0
+    claimer = Claimer(queues, "cpu", list)
+    looks(claimer, queues, clock, 60.0)
+    assert looks(claimer, queues, clock, 60.0) >= 4
+
+
+def test_a_suspect_that_cannot_be_run_now_hides_no_normal_work(clock):
+    """Its model is not loaded, and another one is being loaded: what came back of a loaded model is found at once."""
+    queues = Queues(clock)
+    suspect = Head(2, NOW_US, suspect=True)
+    claimer = Claimer(queues, "cpu", list)
+    claimer.choose(WORKER, Lane.ONLINE, lambda _: True, may_load=True)
+    clock.now += 0.1
+    queues.heads_of[Lane.ONLINE] = [Head(1, NOW_US // 2, False), suspect]
+    chosen = claimer.choose(WORKER, Lane.ONLINE, lambda model_id: model_id == 1, may_load=False)
+    assert chosen == queues.heads_of[Lane.ONLINE][0]
+
+
 def test_a_queue_that_looks_empty_is_looked_at_as_a_whole_at_once(clock):
     """A job with an old rank is found by the very nudge that tells of it."""
     queues = Queues(clock)
