@@ -214,6 +214,8 @@ class Hands:
         if plan.end and enabled and self._ending.over:
             log.error("not ended though it was asked to", extra={"pool": pool, "instances": plan.end})
             self._end(plan.end)
+        if changed := self._ledger.priced(plan.priced):
+            log.info("prices have changed", extra={"pool": pool, "instances": changed})
         if plan.gone:
             self._ledger.gone(plan.gone, "the provider does not list it any more")
             failpoints.hit("autoscaler.after_gone")

@@ -9,7 +9,7 @@ for itself.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from autoscaler.providers.contract import Found
@@ -55,6 +55,7 @@ class Plan:
         end: ids that the ledger has done with and that are there nonetheless.
         gone: ids that are no more.
         memory: for the next plan.
+        priced: what known instances cost an hour, where that has changed.
     """
 
     adopt: tuple[Found, ...]
@@ -62,6 +63,7 @@ class Plan:
     end: tuple[str, ...]
     gone: tuple[str, ...]
     memory: Memory
+    priced: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 def plan(
@@ -108,7 +110,18 @@ def plan(
         if not f.ending and id_ in known and known[id_].status is InstanceStatus.GONE
     }
     end = [id_ for id_, since in risen.items() if now - since > rules.stale_s and not known[id_].running]
-    return Plan(tuple(adopt), tuple(stop), tuple(end), tuple(gone), Memory(absent, idle, risen))
+    priced = dict(_priced(alive, listed))
+    return Plan(tuple(adopt), tuple(stop), tuple(end), tuple(gone), Memory(absent, idle, risen), priced)
+
+
+def _priced(alive: Sequence[Instance], listed: Mapping[str, Found]) -> Iterator[tuple[str, float]]:
+    """Prices that are others now. A spot instance at the price on demand is one whose price nobody has told."""
+    for i in alive:
+        now = listed[i.id].instance if i.id in listed else None
+        if now is None or now.price_per_hour in (0.0, i.price_per_hour):
+            continue
+        if now.market != "spot" or now.price_per_hour != now.on_demand_per_hour:
+            yield i.id, now.price_per_hour
 
 
 def _deserted(instance: Instance) -> bool:

@@ -18,10 +18,11 @@ _REPORT = """
 INSERT INTO worker_hours AS h
   (hour, machine, worker_id, tenant_id, model_id, batch_id, pool, seconds, price_per_hour)
 SELECT t.hour, CASE WHEN w.instance = '' THEN w.id::text ELSE w.instance END, w.id, t.tenant_id, t.model_id, t.batch_id,
-  w.pool, t.seconds, coalesce(m.price_per_hour, 0)
+  w.pool, t.seconds, coalesce(nullif(i.price_per_hour, 0), m.price_per_hour, 0)
 FROM unnest(%(hour)s::timestamptz[], %(tenant)s::int[], %(model)s::int[], %(batch)s::uuid[], %(seconds)s::float8[])
     AS t(hour, tenant_id, model_id, batch_id, seconds)
   JOIN workers w ON w.id = %(worker)s LEFT JOIN pool_money m ON m.pool = w.pool
+  LEFT JOIN instances i ON i.id = w.instance AND w.instance <> ''
 ON CONFLICT (hour, machine, worker_id, tenant_id, model_id, batch_id)
   DO UPDATE SET seconds = greatest(h.seconds, excluded.seconds), price_per_hour = excluded.price_per_hour
 """
@@ -36,6 +37,9 @@ _PAID = """
 extract(epoch FROM least(coalesce(i.gone_at, now()), {h} + interval '1 hour') - greatest(i.launched_at, {h}))::float8
 """
 
+# What an instance cost in an hour: as its workers noted it then (spot prices change), else as the ledger has it now.
+_PRICE = "coalesce(nullif(u.price, 0), nullif(i.price_per_hour, 0), m.price_per_hour, 0)"
+
 # One row for each machine and hour of the range: instances of the ledger whether or not a worker ever reported from
 # them, and workers on machines that the ledger does not know, paid for as long as they lived. (The series of hours is
 # made for each instance apart, so that a short life in a long range makes few.)
@@ -46,8 +50,7 @@ used AS MATERIALIZED (
   GROUP BY w.hour, w.machine
 ), machines AS MATERIALIZED (
   SELECT t.hour, i.id AS machine, i.pool, greatest({_PAID.format(h="t.hour")}, 0) AS paid_s,
-    coalesce(nullif(i.price_per_hour, 0), u.price, m.price_per_hour, 0) AS price,
-    coalesce(nullif(i.on_demand_per_hour, 0), nullif(i.price_per_hour, 0), u.price, m.price_per_hour, 0) AS on_demand,
+    {_PRICE} AS price, coalesce(nullif(i.on_demand_per_hour, 0), {_PRICE}) AS on_demand,
     coalesce(u.alive_s, 0) AS alive_s, coalesce(u.busy_s, 0) AS busy_s
   FROM instances i CROSS JOIN LATERAL generate_series(
       greatest(date_trunc('hour', i.launched_at, 'UTC'), %(since)s),
@@ -109,10 +112,10 @@ used AS MATERIALIZED (
   SELECT w.hour, w.machine, {_SUMS} FROM (SELECT DISTINCT hour, machine FROM places) p
     JOIN worker_hours w ON w.hour = p.hour AND w.machine = p.machine GROUP BY w.hour, w.machine
 ), paid AS (
-  SELECT u.hour, u.machine, u.alive_s, coalesce(nullif(i.price_per_hour, 0), u.price) AS price,
-    coalesce(nullif(i.on_demand_per_hour, 0), nullif(i.price_per_hour, 0), u.price) AS on_demand,
+  SELECT u.hour, u.machine, u.alive_s, {_PRICE} AS price,
+    coalesce(nullif(i.on_demand_per_hour, 0), {_PRICE}) AS on_demand,
     CASE WHEN i.id IS NULL THEN u.alive_s ELSE greatest({_PAID.format(h="u.hour")}, 0) END AS paid_s
-  FROM used u LEFT JOIN instances i ON i.id = u.machine
+  FROM used u LEFT JOIN instances i ON i.id = u.machine LEFT JOIN pool_money m ON m.pool = i.pool
 ), worth AS (
   SELECT hour, machine, paid_s * price / 3600 / greatest(paid_s, alive_s, 1e-6) AS cost,
     paid_s * on_demand / 3600 / greatest(paid_s, alive_s, 1e-6) AS on_demand

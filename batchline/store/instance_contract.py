@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -206,8 +206,12 @@ class Instances(Protocol):
         """Instances that launches since then have brought or may still bring: for the limit of launches an hour."""
         ...
 
-    def cost_since(self, pool: str, since: datetime) -> float:
-        """Instance-hours times price from then to now."""
+    def priced(self, prices: Mapping[str, float]) -> int:
+        """Note what instances cost an hour now, by id; hours that workers have reported before keep their price.
+
+        Returns:
+            how many cost something else than before.
+        """
         ...
 
     def decided(self, scaling: Scaling, *, kept_s: float = 7 * 86400.0) -> None:

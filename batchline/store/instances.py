@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from batchline.store import scalings
@@ -157,14 +157,12 @@ SELECT coalesce(sum(CASE WHEN l.settled_at IS NULL THEN greatest(l.count, {_BROU
 FROM launches l WHERE l.pool = %(pool)s AND l.created_at > now() - %(seconds)s * interval '1 second'
 """
 
-_PAID = """
-SELECT coalesce(sum(extract(epoch FROM coalesce(i.gone_at, now()) - greatest(i.launched_at, %(since)s))
-  * i.price_per_hour / 3600), 0) AS paid FROM instances i WHERE i.pool = %(pool)s
-"""
-
-_COST = f"""
-SELECT sum(paid) FROM ({_PAID} AND i.status <> 'gone'
-UNION ALL {_PAID} AND i.status = 'gone' AND i.gone_at > %(since)s) p
+_PRICED = """
+WITH t AS MATERIALIZED (
+  SELECT i.id, p.price FROM unnest(%(ids)s::text[], %(prices)s::float8[]) AS p(id, price) JOIN instances i USING (id)
+  WHERE i.status <> 'gone' AND i.price_per_hour <> p.price ORDER BY i.id FOR UPDATE OF i
+)
+UPDATE instances i SET price_per_hour = t.price FROM t WHERE i.id = t.id RETURNING i.id
 """
 
 
@@ -246,8 +244,8 @@ class Instances:
     def launches_within(self, pool: str, seconds: float) -> int:
         return int(self._db.run(_LAUNCHES_WITHIN, {"pool": pool, "seconds": seconds})[0][0])
 
-    def cost_since(self, pool: str, since: datetime) -> float:
-        return float(self._db.run(_COST, {"pool": pool, "since": since})[0][0])
+    def priced(self, prices: Mapping[str, float]) -> int:
+        return len(self._db.run(_PRICED, {"ids": list(prices), "prices": list(prices.values())})) if prices else 0
 
     def decided(self, scaling: Scaling, *, kept_s: float = 7 * 86400.0) -> None:
         scalings.keep(self._db, scaling, kept_s)

@@ -139,6 +139,22 @@ def test_a_report_may_come_twice_or_late_and_a_price_that_changes_touches_no_pas
     assert store.costs.read(By.DAY, NOON, NOON + 2 * HOUR).cost == pytest.approx(1.5)
 
 
+def test_a_spot_price_that_changes_counts_from_then_on(store, machine, database_url):
+    """Hours that a worker has told of keep the price of then; a machine that no worker tells of has its last one."""
+    batch = uuid.uuid4()
+    for name in ("told", "silent"):
+        machine(name, price=1.0, hours=2)
+    stack.query(database_url, "UPDATE instances SET status = 'serving', gone_at = NULL, on_demand_per_hour = 8.0")
+    worker = worker_on(store, "told")
+    store.costs.report(worker, [used(3600.0, batch=batch)])
+    assert store.instances.priced({"told": 3.0, "silent": 3.0}) == 2
+    store.costs.report(worker, [used(3600.0, at=1, batch=batch)])
+    stack.query(database_url, "UPDATE instances SET status = 'gone', gone_at = %s", (NOON + 2 * HOUR,))
+    found = store.costs.read(By.BATCH, NOON, NOON + 2 * HOUR)
+    assert (found.cost, found.on_demand) == (pytest.approx(1 + 3 + 3 + 3), pytest.approx(4 * 8))
+    assert store.costs.of_batches([batch]) == {batch: pytest.approx(4.0)}
+
+
 def test_a_batch_costs_what_its_slices_had_of_each_machine(store, machine):
     """Idle time is not its; two workers share one machine; without any price it has no cost."""
     batch, other, free = uuid.uuid4(), uuid.uuid4(), uuid.uuid4()

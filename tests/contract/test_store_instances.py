@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import uuid
-from datetime import UTC, datetime, timedelta
 
 import pytest
 import stack
@@ -346,17 +345,15 @@ def test_launches_are_counted_by_what_they_brought_or_may_bring(store, leader, d
     assert store.instances.launches_within("cpu", 3600.0) == 2
 
 
-def test_cost_is_time_times_price(store, leader, database_url):
-    """Since a moment, and of what is gone too; nothing launched has cost nothing."""
-    _launched(store, leader, "a", "b", price_per_hour=2.0)
-    store.instances.gone(["b"], "ended")
-    stack.query(database_url, "UPDATE instances SET launched_at = now() - interval '2 hours'")
-    since = datetime.now(UTC) - timedelta(hours=1)
-    assert store.instances.cost_since("cpu", since) == pytest.approx(4.0, abs=0.01)
-    assert store.instances.cost_since("cpu", since - timedelta(days=1)) == pytest.approx(8.0, abs=0.01)
-    stack.query(database_url, "UPDATE instances SET gone_at = now() - interval '90 minutes' WHERE id = 'b'")
-    assert store.instances.cost_since("cpu", since) == pytest.approx(2.0, abs=0.01)
-    assert store.instances.cost_since("gpu", since) == 0.0
+def test_prices_follow_those_that_are_told(store, leader):
+    """Of what is not gone; what is unknown is left out, what costs the same is not counted."""
+    _launched(store, leader, "a", "b", "c", price_per_hour=0.5)
+    store.instances.gone(["c"], "a test")
+    assert store.instances.priced({"a": 0.25, "b": 0.5, "c": 7.0, "nobody": 1.0}) == 1
+    assert store.instances.priced({"a": 0.25, "b": 0.6}) == 1
+    prices = {i.id: i.price_per_hour for i in store.instances.list(gone_within_s=60.0)}
+    assert prices == {"a": 0.25, "b": 0.6, "c": 0.5}
+    assert store.instances.priced({}) == 0
 
 
 def test_settled_launches_are_forgotten_after_a_week(store, leader, database_url):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -444,3 +445,13 @@ def test_workers_that_others_start_along_with_it_are_waited_for(store, tmp_path)
     assert rig.cloud.live() == set()
     rig.tick(3)
     assert len(rig.cloud.live()) == 1
+
+
+def test_what_runs_costs_what_the_listing_says(store, tmp_path):
+    """Spot prices change while an instance lives."""
+    rig = Rig(store, tmp_path, "min_workers = 1")
+    rig.tick(2)
+    found = rig.provider.list()
+    rig.provider.list = lambda: [replace(f, instance=replace(f.instance, price_per_hour=2.5)) for f in found]
+    rig.tick(13)  # a listing a minute
+    assert [i.price_per_hour for i in store.instances.list()] == [2.5]

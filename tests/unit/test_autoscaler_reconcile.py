@@ -149,6 +149,20 @@ def test_one_that_should_be_gone_and_is_listed_is_ended_again(running, ended):
     assert compare([gone], [found()], first.memory, now=61.0).end == ended
 
 
+def test_prices_are_those_of_the_listing_where_it_tells_them():
+    """Spot prices change by the hour; the price on demand stands for a spot price that is not known just now."""
+
+    def listed(price: float, market: str = "spot") -> dict[str, float]:
+        one = NewInstance("a", market=market, price_per_hour=price, on_demand_per_hour=0.2)
+        ledger = [known(price_per_hour=0.05, market=market)]
+        return dict(compare(ledger, [Found(one, "cpu", LAUNCH, ending=False, age_s=300.0)]).priced)
+
+    assert listed(0.07) == {"a": 0.07}
+    assert listed(0.05) == listed(0.2) == listed(0.0) == {}
+    assert listed(0.2, "on_demand") == {"a": 0.2}
+    assert compare([known(price_per_hour=0.05)], []).priced == {}
+
+
 def test_without_a_listing_nothing_is_adopted_or_dropped():
     """And what was absent before is still remembered."""
     first = compare([known(workers=0)], [])
