@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -48,6 +49,7 @@ def main() -> int:
     hints = Hints(config.redis_url)
     nudger = CeleryNudger(config.redis_url, hints)
     device, turns, leave = Device(), Turns(), Leave()
+    _listen_for_signals(leave)
     blobs = ModelBlobs(Blobs(places_of(config)))
     models = Models(
         ModelFiles(config.models, blobs, _cache(config)),
@@ -82,7 +84,7 @@ def main() -> int:
             concurrency=config.concurrency + 1,  # one for bulk
             run=engine.run,
             on_ready=lambda: log.info("worker ready", extra={"models": models.refs()}),
-            on_drain=lambda: leave.begin("SIGTERM"),
+            on_drain=lambda: leave.ask("SIGTERM"),
         )
     finally:
         leave.begin("the end", leave.left_s if leave.closing.is_set() else 0.0)
@@ -135,6 +137,13 @@ def _engine(
         leave=leave,
         on_empty=heart.soon,
     )
+
+
+def _listen_for_signals(leave: Leave) -> None:
+    """Leave in good order from the first moment; once it runs, Celery's handlers stand in for these."""
+    threading.Thread(target=leave.heed, name="signals", daemon=True).start()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: leave.ask(signal.Signals(number).name))
 
 
 def _listen_for_notices(config: Settings, leave: Leave) -> None:

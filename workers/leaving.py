@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -28,7 +29,7 @@ _STEP_S = 0.2
 class Leave:
     """The two events that all stations look at, and how long there is between them.
 
-    Any thread may call `begin`, and a signal handler too.
+    Any thread may call `begin`; a signal handler may only `ask`.
     """
 
     def __init__(self) -> None:
@@ -38,6 +39,7 @@ class Leave:
         """What is not on the device is given back."""
         self.reason = ""
         self._until = math.inf
+        self._asked: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def begin(self, reason: str, within_s: float = 0.0) -> None:
         """Claim nothing from now on, and have what is in hand finished within so many seconds, or given back.
@@ -50,6 +52,15 @@ class Leave:
         if within_s <= 0:
             self.draining.set()
         self.closing.set()
+
+    def ask(self, reason: str) -> None:
+        """Have `heed` begin at once, without time. Takes no lock: a second signal may interrupt the handler of a first."""
+        self._asked.put(reason)
+
+    def heed(self) -> None:
+        """Begin whenever it is asked for; for a thread of its own, which never ends."""
+        while True:
+            self.begin(self._asked.get())
 
     @property
     def left_s(self) -> float:
@@ -69,9 +80,11 @@ class Leave:
         """
         self.closing.wait()
         log.info("leaving", extra={"reason": self.reason, "within_s": round(self.left_s, 1)})
+        in_time = threading.Thread(target=self.let_finish, args=(turns,), name="in-time", daemon=True)
+        in_time.start()  # the time runs, however long Postgres takes to be told
         note()
         stop()
-        self.let_finish(turns)
+        in_time.join()
         time.sleep(give_back_s)
         log.error(
             "leaving took too long; ending this process, its jobs will run elsewhere", extra={"limit_s": give_back_s}

@@ -77,6 +77,28 @@ def test_less_time_while_waiting_is_noticed(leave: Leave) -> None:
         assert not thread.is_alive()
 
 
+def test_a_signal_that_interrupts_the_handler_of_another_does_not_wait_for_it(leave: Leave) -> None:
+    """SIGTERM twice within a moment: both are heeded, whatever lock the first one held; the events' own, even."""
+    threading.Thread(target=leave.heed, daemon=True).start()
+    with leave.closing._cond, leave.draining._cond:
+        leave.ask("SIGTERM")
+        leave.ask("SIGTERM")
+    assert leave.draining.wait(20)
+    assert leave.closing.wait(20)
+    assert (leave.reason, leave.left_s) == ("SIGTERM", 0.0)
+
+
+def test_the_time_is_up_also_while_postgres_is_still_being_told(leave: Leave) -> None:
+    """Giving back does not wait for the note of the drain, which a slow Postgres takes half a minute for."""
+    turns, told = Turns(), threading.Event()
+    with turns.hold([a_job()]):
+        way_out = {"note": told.wait, "stop": lambda: None, "give_back_s": 600.0}
+        threading.Thread(target=leave.see_out, args=(turns,), kwargs=way_out, daemon=True).start()
+        leave.begin("spot", 0.1)
+        assert leave.draining.wait(20)
+    told.set()
+
+
 def test_the_way_out_is_noted_first_and_ends_the_process_if_nothing_else_does(
     leave: Leave, monkeypatch: pytest.MonkeyPatch
 ) -> None:
