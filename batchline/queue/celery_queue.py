@@ -16,8 +16,10 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import Celery, bootsteps
+from celery.app.amqp import AMQP
 from celery.signals import setup_logging, worker_ready, worker_shutting_down
 from celery.worker import state
+from kombu.connection import Connection
 from kombu.entity import Queue
 
 from batchline.job import Lane
@@ -29,9 +31,21 @@ log = logging.getLogger("batchline.queue")
 TASK = "batchline.run"
 
 _EVENTS_S = 0.25
+_RECONNECT_S = 2
 _ENOUGH = 100
 """So many nudges waiting in one queue will do: nobody serves it, and whoever comes back goes on by itself."""
 _TASK_ID = "the-id-of-the-task"
+
+
+class _Connection(Connection):
+    """A broker that is away is looked for every two seconds; kombu comes to do so twice a minute only."""
+
+    def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
+        return super().ensure_connection(*args, **{"interval_max": _RECONNECT_S} | kwargs)
+
+
+class _Amqp(AMQP):
+    Connection = _Connection
 
 
 def queue_name(pool: str, lane: Lane) -> str:
@@ -41,7 +55,7 @@ def queue_name(pool: str, lane: Lane) -> str:
 
 def make_app(redis_url: str, pools: tuple[str, ...] = ("cpu",)) -> Celery:
     """The Celery app, for senders, workers and Flower alike; connects at the first use."""
-    app = Celery("batchline", broker=redis_url, set_as_current=False)
+    app = Celery("batchline", broker=redis_url, amqp=_Amqp, set_as_current=False)
     app.conf.update(
         task_queues=[Queue(queue_name(pool, lane)) for pool in pools for lane in Lane],
         task_create_missing_queues=True,
@@ -54,14 +68,17 @@ def make_app(redis_url: str, pools: tuple[str, ...] = ("cpu",)) -> Celery:
         worker_send_task_events=True,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
+        worker_cancel_long_running_tasks_on_connection_loss=True,  # cancels none, for they are acked; False has it warn
         worker_soft_shutdown_timeout=0.0,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        # What a demoted, full or restricted Redis answers ends the connection, and not the worker.
+        broker_channel_error_retry=True,
         broker_transport_options={
             "socket_timeout": 5.0,
             "socket_connect_timeout": 2.0,
             "socket_keepalive": True,
-            "health_check_interval": 10,
+            "health_check_interval": 5,
             # A lost nudge does no harm, so unacked ones are not kept in Redis: a third less work for each.
             "ack_emulation": False,
         },

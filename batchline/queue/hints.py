@@ -28,7 +28,9 @@ MARKER_MS = 2000
 TIMEOUT_S = 0.5
 BREAK_S = 2.0
 """After a failed call Redis is left alone this long, so that a hung one costs one timeout and not one a call."""
-
+HEALTH_S = 5.0
+"""A connection on which nothing comes is asked for an answer this often."""
+_UNANSWERED = 2
 
 _NUDGE = """
 if not redis.call('SET', KEYS[1], 1, 'NX', 'PX', ARGV[1]) and ARGV[2] == '0' then return 'marked' end
@@ -39,41 +41,70 @@ return 'sent'
 
 
 class _OneWay:
-    """A connection on which Redis never answers, so that saying something costs no round trip and waits for nobody."""
+    """A connection on which Redis does not answer, so that saying something costs no round trip and waits for nobody.
+
+    It is asked for one answer now and then, which a later call looks for: a connection whose other end is gone may well
+    stay open and take all that is said. A Redis that may not be silenced (ACL) answers as usual.
+    """
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
-        self._silent = False
+        self._connection.retry = Retry(NoBackoff(), 0)  # the next call is the next try
+        self._stands = self._answers = False
+        self._heard_at = 0.0
+        self._asked_at: float | None = None
         self._lock = threading.Lock()
 
     def say(self, *command: str | bytes) -> None:
         """Send a command; raises when Redis is seen not to be there."""
         with self._lock:
-            if not self._stands():
-                self._connect()
             try:
+                if not self._still_stands():
+                    self._connect()
                 self._connection.send_command(*command, check_health=False)
+                if self._answers:
+                    self._connection.read_response()
+                elif self._asked_at is None and time.monotonic() - self._heard_at > HEALTH_S:
+                    self._ask()
             except BaseException:
-                self._silent = False
+                self._stands = False
                 raise
 
     def close(self) -> None:
         with self._lock:
-            self._silent = False
+            self._stands = False
             self._connection.disconnect()
 
-    def _stands(self) -> bool:
+    def _still_stands(self) -> bool:
         try:
-            return self._silent and not self._connection.can_read()  # all that can come is its end
+            if not self._stands:
+                return False
+            if not self._connection.can_read():
+                return self._asked_at is None or time.monotonic() - self._asked_at < TIMEOUT_S
+            if self._asked_at is None:
+                return False  # all that can come unasked is the end
+            self._connection.read_response()
         except (redis.RedisError, OSError):
             return False
+        self._heard_at, self._asked_at = time.monotonic(), None
+        return True
 
     def _connect(self) -> None:
-        self._silent = False
+        self._stands, self._answers, self._asked_at = False, False, None
         self._connection.disconnect()
         self._connection.connect()
-        self._connection.send_command("CLIENT", "REPLY", "OFF", check_health=False)
-        self._silent = True
+        self._connection.send_command("CLIENT", "REPLY", "ON", check_health=False)
+        try:
+            self._connection.read_response()
+            self._connection.send_command("CLIENT", "REPLY", "OFF", check_health=False)
+        except redis.ResponseError:
+            self._answers = True
+        self._stands, self._heard_at = True, time.monotonic()
+
+    def _ask(self) -> None:
+        on_off = (("CLIENT", "REPLY", word) for word in ("ON", "OFF"))  # the first is answered, the second is not
+        self._connection.send_packed_command(self._connection.pack_commands(on_off), check_health=False)
+        self._asked_at = time.monotonic()
 
 
 class Hints:
@@ -85,7 +116,7 @@ class Hints:
             socket_timeout=TIMEOUT_S,
             socket_connect_timeout=TIMEOUT_S,
             socket_keepalive=True,
-            health_check_interval=10,
+            health_check_interval=HEALTH_S,
             retry=Retry(NoBackoff(), 1),  # once: a pooled connection may be dead; more would stall the caller
         )
         database = self._redis.connection_pool.connection_kwargs.get("db") or 0
@@ -143,6 +174,8 @@ class Hints:
                         message = subscription.get_message(timeout=1.0)
                         if message:
                             on_finished(_ids(cast("bytes", message["data"])))
+                        elif subscription.health_check_response_counter > _UNANSWERED:
+                            raise redis.TimeoutError("nothing comes on this connection any more")
             except (redis.RedisError, OSError) as e:
                 log.debug("wake-ups interrupted", extra={"error": str(e)})
                 self._closed.wait(0.5)

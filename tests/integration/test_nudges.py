@@ -13,8 +13,10 @@ import redis
 from batchline.job import Lane
 from batchline.local.servers import ValkeyServer, free_port
 from batchline.queue import celery_queue
+from batchline.queue import hints as hints_module
 from batchline.queue.celery_queue import TASK, CeleryNudger, make_app, queue_name
 from batchline.queue.hints import Hints
+from tests.crooked_wire import wire_to
 from tests.system import until
 
 QUEUE = queue_name("cpu", Lane.ONLINE)
@@ -68,6 +70,43 @@ def test_what_needs_no_answer_survives_a_lost_connection(server: Any, hints: Hin
             hints.publish([job_id])
         until(lambda at=at: heard == told[: at + 2], within_s=10, what="all ids are heard, in order")
         server.client_kill_filter(_type="normal", skipme=True)
+
+
+def test_a_connection_that_leads_nowhere_is_left(
+    server: Any, valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays open and takes all that is said, as behind a proxy or a firewall that forgot it; none of ours is cut."""
+    monkeypatch.setattr(hints_module, "HEALTH_S", 0.2)
+    heard: list[uuid.UUID] = []
+    with wire_to(valkey.port) as wire:
+        speaker, listener = (Hints(valkey.url.replace(str(valkey.port), str(wire.port))) for _ in range(2))
+        listener.listen(heard.extend)
+
+        def is_heard() -> bool:
+            speaker.publish([uuid.uuid4()])
+            return bool(heard)
+
+        until(is_heard, within_s=20, what="what is said is heard")
+        wire.lose()
+        heard.clear()
+        until(is_heard, within_s=20, what="what is said is heard again")
+        speaker.close()
+        listener.close()
+
+
+def test_who_may_not_silence_redis_is_answered(server: Any, valkey: ValkeyServer) -> None:
+    """A Redis user without CLIENT says all that others say, and on one connection."""
+    server.execute_command("ACL", "SETUSER", "muted", "on", ">secret", "~*", "&*", "+@all", "-client", "-@dangerous")
+    server.set(MARKER, 1)
+    hints = Hints(f"redis://muted:secret@127.0.0.1:{valkey.port}/0")
+    hints.unmark("cpu", Lane.ONLINE)
+    assert not server.exists(MARKER)
+    connections = server.info("stats")["total_connections_received"]
+    for _ in range(5):
+        hints.publish([uuid.uuid4()])
+    assert server.info("stats")["total_connections_received"] == connections
+    server.execute_command("ACL", "DELUSER", "muted")
+    hints.close()
 
 
 def test_a_queue_that_nobody_serves_stops_growing(server: Any, nudger: CeleryNudger) -> None:

@@ -1,0 +1,61 @@
+"""A worker and a Redis that is there, and not well: it refuses, and it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import small_models
+from worker_process import PRODUCT, a_worker, until
+from worker_rig import Rig
+
+from batchline.job import Lane
+from batchline.local.servers import ValkeyServer
+from batchline.queue.celery_queue import CeleryNudger
+from batchline.queue.hints import Hints
+from batchline.store import Store
+from batchline.testing import ephemeral_valkey
+
+
+@pytest.fixture
+def own_valkey() -> Iterator[ValkeyServer]:
+    with ephemeral_valkey() as server:
+        yield server
+
+
+def test_a_redis_that_refuses_ends_no_worker(
+    store: Store, database_url: str, own_valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    """Demoted to a replica, and full: work is found unasked meanwhile, also by a worker that starts then. As soon as
+    Redis is well again, nudges are heard again."""
+    rig = Rig(store, own_valkey.url, tmp_path / "models")
+    model = rig.add("double", small_models.double(rig.repository / "source.onnx"))
+    client: Any = redis.Redis.from_url(own_valkey.url)
+
+    def done(job: Any) -> bool:
+        return rig.statuses([job]) == ["succeeded"]
+
+    with a_worker(database_url, own_valkey.url, rig.repository, tmp_path / "worker.log") as worker:
+        worker.start(PRODUCT, BATCHLINE_IDLE_POLL_S="0.5")
+        until(lambda: "worker ready" in worker.log(), worker)
+        client.execute_command("REPLICAOF", "127.0.0.1", "1")
+        until(lambda: "Frequent restarts" in worker.log(), worker)
+        first = rig.pixels(model, [1, 2])
+        until(lambda: done(first), worker)
+        client.execute_command("REPLICAOF", "NO", "ONE")
+        client.config_set("maxmemory", "1")
+        client.client_kill_filter(_type="normal", skipme=True)
+        second = rig.pixels(model, [1, 2])
+        until(lambda: done(second), worker)
+        assert worker.alive
+        client.config_set("maxmemory", "0")
+        hints = Hints(own_valkey.url)
+        nudger = CeleryNudger(own_valkey.url, hints)
+        nudger.nudge("cpu", Lane.ONLINE, force=True)
+        until(lambda: not client.llen("batchline.cpu.online"), worker, 15)
+        nudger.close()
+        hints.close()
+    client.close()
