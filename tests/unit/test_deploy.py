@@ -142,6 +142,52 @@ def test_pods_are_hardened(overlay: str) -> None:
         assert "memory" in only["resources"]["limits"]
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_a_pod_writes_is_bounded(overlay: str) -> None:
+    """Every emptyDir; the workers' holds the cache of models."""
+    limits: dict[tuple[str, str], int] = {}
+    for name, pod in pods(overlay).items():
+        for volume in pod["volumes"]:
+            if "emptyDir" in volume:
+                number, unit = re.fullmatch(r"(\d+)([MG]i)", volume["emptyDir"]["sizeLimit"]).groups()  # type: ignore[union-attr]
+                limits[name, volume["name"]] = int(number) * {"Mi": 2**20, "Gi": 2**30}[unit]
+    assert limits["batchline-worker", "models"] > Settings.model_cache_bytes
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_nobody_talks_but_as_in_the_picture(overlay: str) -> None:
+    """All is denied that no policy allows; every pod may reach what it needs, only clients and Prometheus come in."""
+    policies = [found["spec"] for found in of_kind(overlay, "NetworkPolicy")]
+    denied = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    assert denied in policies
+    reached: dict[str, set[object]] = {}
+    entered: dict[str, set[object]] = {}
+    for thing in of_kind(overlay, "Deployment", "Job"):
+        template = thing["spec"]["template"]
+        ports = {port["name"] for port in template["spec"]["containers"][0].get("ports", [])}
+        mine = [spec for spec in policies if spec != denied and _selects(spec["podSelector"], template["metadata"])]
+        reached[thing["metadata"]["name"]] = {
+            p["port"] for spec in mine for r in spec.get("egress", ()) for p in r["ports"]
+        }
+        rules = [rule for spec in mine for rule in spec.get("ingress", ())]
+        entered[thing["metadata"]["name"]] = {p["port"] for rule in rules for p in rule["ports"]} & ports
+        assert all("from" in rule for rule in rules if rule["ports"] != [{"port": "http"}])
+    servers = {53, 5432, 6379, 443, 80}
+    wanted = {"api": servers, "scheduler": servers, "worker": servers, "migrate": {53, 5432}}
+    wanted |= {"autoscaler": {53, 5432, 443, 6443}} if overlay != "keda" else {}
+    assert reached == {f"batchline-{name}": ports for name, ports in wanted.items()}
+    assert entered.pop("batchline-api") == {"http", "metrics"}
+    assert all(ports <= {"metrics"} for ports in entered.values())
+
+
+def _selects(selector: Json, metadata: Json) -> bool:
+    labels = metadata["labels"]
+    return selector["matchLabels"].items() <= labels.items() and all(
+        each["operator"] == "In" and labels[each["key"]] in each["values"]
+        for each in selector.get("matchExpressions", ())
+    )
+
+
 def test_there_is_time_to_leave() -> None:
     """Kubernetes waits longer than the processes take to leave by themselves."""
     found = pods("autoscaler")
@@ -215,8 +261,8 @@ def test_keda_reads_a_number_that_is_there() -> None:
     assert f"//{service['metadata']['name']}.batchline.svc:{service['spec']['ports'][0]['port']}/" in about["url"]
     assert about["authMode"] == "bearer"
     assert authentication["spec"]["secretTargetRef"] == [
-        {"parameter": "token", "name": "batchline", "key": "admin_key"}
-    ]
+        {"parameter": "token", "name": "batchline-keda", "key": "api_key"}
+    ], "a key of its own, not that of the operator"
     assert trigger["authenticationRef"]["name"] == authentication["metadata"]["name"]
     assert set(scaled["spec"]) <= {"scaleTargetRef", "pollingInterval", "cooldownPeriod", "minReplicaCount",
                                    "maxReplicaCount", "advanced", "triggers"}  # fmt: skip
