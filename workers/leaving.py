@@ -54,7 +54,7 @@ class Leave:
         self.closing.set()
 
     def ask(self, reason: str) -> None:
-        """Have `heed` begin at once, without time. Takes no lock: a second signal may interrupt the handler of a first."""
+        """Have `heed` begin at once, without time. Takes no lock: a signal may interrupt the handler of another."""
         self._asked.put(reason)
 
     def heed(self) -> None:
