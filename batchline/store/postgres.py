@@ -24,6 +24,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from batchline.errors import StoreUnavailableError
+from batchline.store.patience import Patience
 from batchline.store.prepared import UNKNOWN, prepared
 
 log = logging.getLogger("batchline.store")
@@ -32,7 +33,13 @@ Row = tuple[Any, ...]
 Params = Mapping[str, object]
 
 _DEADLOCK, _SERIALIZATION = "40P01", "40001"
+_READ_ONLY = "25006"
+_TRANSACTION_ENDED = ("25P03", "25P04")
+"""It took too long, as after a pause of this process, and its connection is gone; psycopg2 takes these for bugs."""
+_Lost = (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.InternalError)
 _TRIES = 5
+_GRACE_S = 5.0
+"""After its own timeout the server has so long to say so."""
 
 psycopg2.extras.register_uuid()
 
@@ -55,16 +62,19 @@ def _connect_args(statement_timeout_s: float) -> dict[str, object]:
 class Transaction:
     """The statements of one transaction; see `Database.transact`."""
 
-    def __init__(self, cursor: psycopg2.extensions.cursor) -> None:
+    def __init__(self, cursor: psycopg2.extensions.cursor, patience: Patience) -> None:
         self._cursor = cursor
+        self._patience = patience
 
     def run(self, sql: str, params: Params | None = None) -> list[Row]:
         """Run one statement and return its rows."""
+        self._patience.begin(self._cursor.connection)
         self._cursor.execute(sql, params)
         return self._cursor.fetchall() if self._cursor.description else []
 
     def copy(self, sql: str, data: bytes) -> None:
         """Run a COPY … FROM STDIN with the data."""
+        self._patience.begin(self._cursor.connection)
         self._cursor.copy_expert(sql, BytesIO(data))
 
 
@@ -73,6 +83,7 @@ class Database:
 
     def __init__(self, url: str, *, connections: int = 6, statement_timeout_s: float = 30.0) -> None:
         self._prepares = True
+        self._patience = Patience(statement_timeout_s + _GRACE_S)
         driver_url = make_url(url).set(drivername="postgresql+psycopg2")
         self.engine: Engine = create_engine(
             driver_url,
@@ -117,7 +128,8 @@ class Database:
         with self._connected() as (driver, _), driver.cursor() as cursor:
             cursor.execute("BEGIN")
             try:
-                answer = work(Transaction(cursor))
+                answer = work(Transaction(cursor, self._patience))
+                self._patience.begin(driver)
                 cursor.execute("COMMIT")
             except BaseException:
                 if not driver.closed:
@@ -142,15 +154,18 @@ class Database:
         """One connection of the pool and its notes."""
         connection = self.engine.raw_connection()
         driver = cast("psycopg2.extensions.connection", connection.driver_connection)
+        self._patience.begin(driver)
         try:
             yield driver, connection.info
-        except (psycopg2.OperationalError, psycopg2.InterfaceError) as e:
-            if driver.closed:
-                # The server went away: the other idle connections are as dead as this one.
+        except _Lost as e:
+            self._patience.end(driver)
+            if driver.closed or e.pgcode == _READ_ONLY:
+                # The server went away, or is primary no more: the other idle connections are as dead as this one.
                 connection.invalidate(e)
                 self.engine.dispose()
             raise
         finally:
+            self._patience.end(driver)
             connection.close()
 
     def _prepared(self, cursor: psycopg2.extensions.cursor, sql: str, info: dict[Any, Any]) -> str:
@@ -168,8 +183,10 @@ class Database:
         for attempt in range(1, _TRIES + 1):
             try:
                 return work()
-            except (psycopg2.OperationalError, psycopg2.InterfaceError, DBAPIError, PoolTimeoutError) as e:
+            except (*_Lost, DBAPIError, PoolTimeoutError) as e:
                 cause = e.orig if isinstance(e, DBAPIError) else e
+                if isinstance(cause, psycopg2.InternalError) and not str(cause.pgcode).startswith("25"):
+                    raise
                 if _may_repeat(cause, repeat=repeat, attempt=attempt):
                     time.sleep(random.uniform(0.0, 0.02) * attempt)
                     continue
@@ -185,6 +202,7 @@ class Database:
         self.run("SELECT 1")
 
     def close(self) -> None:
+        self._patience.close()
         self.engine.dispose()
 
 
@@ -193,7 +211,7 @@ def _may_repeat(error: BaseException | None, *, repeat: bool, attempt: int) -> b
     if code in (_DEADLOCK, _SERIALIZATION, UNKNOWN):
         return attempt < _TRIES
     # The server went away while a pooled connection slept: one fresh connection tells.
-    lost = code is None or str(code).startswith(("08", "57P"))
+    lost = code is None or str(code).startswith(("08", "57P", *_TRANSACTION_ENDED))
     return lost and repeat and attempt < 3 and isinstance(error, psycopg2.Error)
 
 
