@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from api.beside import Beside
 from batchline import failpoints
 from batchline.errors import BatchlineError, OverloadedError, StoreUnavailableError
 from batchline.job import Admitted, Lane, NewJob
@@ -36,7 +36,7 @@ class _Entry:
         self.taken = False
 
 
-class Commits:
+class Commits(Beside):
     """The open group of this process and the thread that commits it.
 
     Args:
@@ -47,28 +47,13 @@ class Commits:
     """
 
     def __init__(self, submit: Submit, nudge: Nudge, *, wait_s: float, limit_bytes: int) -> None:
+        super().__init__("commits")
         self._submit = submit
         self._nudge = nudge
         self._wait_s = wait_s
         self._limit_bytes = limit_bytes
-        self._change = threading.Condition()
         self._open: deque[_Entry] = deque()
         self._bytes = 0
-        self._closed = False
-        self._thread: threading.Thread | None = None
-
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin to commit; answers go to `loop`."""
-        self._thread = threading.Thread(target=self._run, args=(loop,), name="commits", daemon=True)
-        self._thread.start()
-
-    def close(self, timeout_s: float) -> None:
-        """Take no more, commit what is open, and end (blocking, for at most `timeout_s`)."""
-        with self._change:
-            self._closed = True
-            self._change.notify()
-        if self._thread is not None:
-            self._thread.join(timeout=timeout_s)
 
     async def commit(self, job: NewJob, pool: str) -> Admitted:
         """Join the open group and return when it is committed.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 import uuid
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,7 @@ from typing import Protocol, Self
 
 from litestar.types import Receive
 
+from api.beside import Beside
 from batchline.errors import BatchlineError, StoreUnavailableError
 from batchline.job import TERMINAL, JobView
 
@@ -36,32 +36,17 @@ class Source(Protocol):
     def terminal(self, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]: ...
 
 
-class Reads:
+class Reads(Beside):
     """The questions of this process and the thread that asks them."""
 
     def __init__(self, source: Source, *, timeout_s: float) -> None:
+        super().__init__("reads")
         self._source = source
         self._timeout_s = timeout_s
-        self._change = threading.Condition()
         self._asks: dict[uuid.UUID, list[Asking]] = {}
         self._hinted: set[uuid.UUID] = set()
         self._watched: dict[uuid.UUID, list[Waiting]] = {}
-        self._closed = False
         self._releasing = False
-        self._thread: threading.Thread | None = None
-
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin to read; answers go to `loop`."""
-        self._thread = threading.Thread(target=self._run, args=(loop,), name="reads", daemon=True)
-        self._thread.start()
-
-    def close(self, timeout_s: float) -> None:
-        """End (blocking, for at most `timeout_s`)."""
-        with self._change:
-            self._closed = True
-            self._change.notify()
-        if self._thread is not None:
-            self._thread.join(timeout=timeout_s)
 
     async def read(self, job_id: uuid.UUID) -> JobView | None:
         """The job with its results, None if there is none.

@@ -8,8 +8,10 @@
 `calls` decides what to send and when to try again, and knows no network; `clients` sends it, with and without await.
 """
 
+from batchline.client.batch_calls import BatchOptions
 from batchline.client.batch_results import BatchInfo
 from batchline.client.batches import AsyncBatch, Batch
+from batchline.client.calls import SubmitOptions
 from batchline.client.clients import AsyncClient, Client
 from batchline.client.results import Job, Model, ModelVersion, RowError, Timings
 
@@ -18,10 +20,12 @@ __all__ = [
     "AsyncClient",
     "Batch",
     "BatchInfo",
+    "BatchOptions",
     "Client",
     "Job",
     "Model",
     "ModelVersion",
     "RowError",
+    "SubmitOptions",
     "Timings",
 ]

@@ -17,7 +17,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, TypedDict, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -115,6 +115,24 @@ class _Problem(msgspec.Struct):
     """What /v1/files and /v1/batches say instead of all that."""
 
 
+class SubmitOptions(TypedDict, total=False):
+    """What a job may be told beside its model and its rows."""
+
+    version: str | int | None
+    """A number or an alias; the model's own choice when absent."""
+    priority: int
+    """0 (first) to 9; 5 when absent."""
+    ttl_s: float | None
+    """Wanted this long after its creation at the latest."""
+    deadline: datetime | None
+    """Wanted by then; aware. The earlier of the two counts."""
+    metadata: Mapping[str, object] | None
+    """Kept with the job and given back."""
+    idempotency_key: str | None
+    """Two submits with the same key are one job. One is minted when absent, so that no retry within a call doubles;
+    give your own to repeat a submit after a restart of your program."""
+
+
 @dataclass
 class Calls:
     """One client's calls. `current` is the server that answered last; all calls share it."""
@@ -131,12 +149,12 @@ class Calls:
         model: str,
         inputs: object,
         *,
-        version: str | int | None,
-        priority: int,
-        ttl_s: float | None,
-        deadline: datetime | None,
-        metadata: Mapping[str, object] | None,
-        idempotency_key: str | None,
+        version: str | int | None = None,
+        priority: int = 5,
+        ttl_s: float | None = None,
+        deadline: datetime | None = None,
+        metadata: Mapping[str, object] | None = None,
+        idempotency_key: str | None = None,
     ) -> Call[Job]:
         body = {"model": model, "inputs": inputs, "version": version, "priority": priority, "ttl_s": ttl_s}
         body |= {"deadline": deadline, "metadata": metadata}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from datetime import datetime
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -15,7 +14,7 @@ from batchline import settings
 from batchline.client.batch_calls import BatchCalls, BatchOptions
 from batchline.client.batch_results import BatchInfo, BatchPage
 from batchline.client.batches import AsyncBatch, Batch
-from batchline.client.calls import PAGE, Answer, Call, Calls, Lost, Send, Upload
+from batchline.client.calls import PAGE, Answer, Call, Calls, Lost, Send, SubmitOptions, Upload
 from batchline.client.results import Job, JobPage, Model, Output, RowError, each_row
 from batchline.client.schedules import AsyncSchedules, Schedules
 from batchline.clock import Clock, SystemClock
@@ -61,14 +60,30 @@ def _id(job: Job | str) -> str:
     return job if isinstance(job, str) else job.id
 
 
-def _page_size(limit: int | None, told: int) -> int:
-    return PAGE if limit is None else min(PAGE, limit - told)
+class _Pages:
+    """Where a listing of at most `limit` entries stands.
 
+    Attributes:
+        after: the id behind which the next page begins.
+        more: whether there is one to be asked for.
+    """
 
-def _next(page: JobPage | BatchPage, limit: int | None, told: int) -> str | None:
-    """The id after which the next page begins; None when there is none or enough was told."""
-    enough = limit is not None and told >= limit
-    return None if enough or not page.has_more else page.last_id
+    def __init__(self, limit: int | None) -> None:
+        self._left = limit
+        self.after: str | None = None
+        self.more = limit is None or limit > 0
+
+    @property
+    def size(self) -> int:
+        """Of the next page."""
+        return PAGE if self._left is None else min(PAGE, self._left)
+
+    def took(self, page: JobPage | BatchPage) -> None:
+        """This was the next page."""
+        if self._left is not None:
+            self._left -= len(page.data)
+        self.after = page.last_id
+        self.more = page.has_more and self.after is not None and (self._left is None or self._left > 0)
 
 
 class Client:
@@ -107,31 +122,14 @@ class Client:
         """The servers, in the order of their use."""
         return tuple(self._calls.urls)
 
-    def submit(
-        self,
-        model: str,
-        inputs: object,
-        *,
-        version: str | int | None = None,
-        priority: int = 5,
-        ttl_s: float | None = None,
-        deadline: datetime | None = None,
-        metadata: Mapping[str, object] | None = None,
-        idempotency_key: str | None = None,
-    ) -> Job:
+    def submit(self, model: str, inputs: object, **options: Unpack[SubmitOptions]) -> Job:
         """Submit a job of 1 to 1,000 rows.
 
         Args:
             model: its name.
             inputs: the rows: a list (or a numpy array of N rows) of nested lists, of objects `{input: value}`, or of
                 strings for a model that takes text.
-            version: a number or an alias; the model's own choice when absent.
-            priority: 0 (first) to 9.
-            ttl_s: wanted this long after its creation at the latest.
-            deadline: wanted by then; aware. The earlier of the two counts.
-            metadata: kept with the job and given back.
-            idempotency_key: two submits with the same key are one job. One is minted when absent, so that a retry
-                within this call never doubles; give your own to repeat a submit after a restart of your program.
+            **options: see `SubmitOptions`: version, priority, ttl_s, deadline, metadata, idempotency_key.
 
         Returns:
             The job, queued.
@@ -140,12 +138,7 @@ class Client:
             InvalidRequestError: the rows do not fit the model; `faults` names each.
             QuotaError, OverloadedError, UnreachableError: it did not succeed in `timeout_s`.
         """
-        return self._run(
-            self._calls.submit(
-                model, inputs, version=version, priority=priority, ttl_s=ttl_s, deadline=deadline, metadata=metadata,
-                idempotency_key=idempotency_key,
-            )
-        )  # fmt: skip
+        return self._run(self._calls.submit(model, inputs, **options))
 
     def wait(self, job: Job | str, timeout_s: float | None = None) -> Job:
         """The finished job; outlives restarts of the servers, refusals and lost connections.
@@ -172,14 +165,11 @@ class Client:
         self, *, status: Status | str | None = None, model: str | None = None, limit: int | None = None
     ) -> Iterator[Job]:
         """Jobs, newest first, without their outputs; page by page."""
-        after, told = None, 0
-        while limit is None or told < limit:
-            page = self._run(self._calls.page(status, model, after, _page_size(limit, told)))
+        pages = _Pages(limit)
+        while pages.more:
+            page = self._run(self._calls.page(status, model, pages.after, pages.size))
             yield from page.data
-            told += len(page.data)
-            after = _next(page, limit, told)
-            if after is None:
-                return
+            pages.took(page)
 
     def rows(self, job: Job | str) -> Iterator[Output | RowError]:
         """Each row of a job in order: its output, or why it has none. Waits for a job that is not finished."""
@@ -215,14 +205,11 @@ class Client:
 
     def batches(self, *, limit: int | None = None) -> Iterator[BatchInfo]:
         """Batches, newest first; page by page."""
-        after, told = None, 0
-        while limit is None or told < limit:
-            page = self._run(self._batch_calls.page(after, _page_size(limit, told)))
+        pages = _Pages(limit)
+        while pages.more:
+            page = self._run(self._batch_calls.page(pages.after, pages.size))
             yield from page.data
-            told += len(page.data)
-            after = _next(page, limit, told)
-            if after is None:
-                return
+            pages.took(page)
 
     def _batch(self, info: BatchInfo) -> Batch:
         return Batch(self._run, self._sleep, self._batch_calls, info)
@@ -289,25 +276,9 @@ class AsyncClient:
         self._http = httpx.AsyncClient(transport=transport, limits=_LIMITS, mounts={} if transport else _DIRECT)
         self._sleep = sleep
 
-    async def submit(
-        self,
-        model: str,
-        inputs: object,
-        *,
-        version: str | int | None = None,
-        priority: int = 5,
-        ttl_s: float | None = None,
-        deadline: datetime | None = None,
-        metadata: Mapping[str, object] | None = None,
-        idempotency_key: str | None = None,
-    ) -> Job:
+    async def submit(self, model: str, inputs: object, **options: Unpack[SubmitOptions]) -> Job:
         """See `Client.submit`."""
-        return await self._run(
-            self._calls.submit(
-                model, inputs, version=version, priority=priority, ttl_s=ttl_s, deadline=deadline, metadata=metadata,
-                idempotency_key=idempotency_key,
-            )
-        )  # fmt: skip
+        return await self._run(self._calls.submit(model, inputs, **options))
 
     async def wait(self, job: Job | str, timeout_s: float | None = None) -> Job:
         """See `Client.wait`."""
@@ -325,15 +296,12 @@ class AsyncClient:
         self, *, status: Status | str | None = None, model: str | None = None, limit: int | None = None
     ) -> AsyncIterator[Job]:
         """See `Client.jobs`."""
-        after, told = None, 0
-        while limit is None or told < limit:
-            page = await self._run(self._calls.page(status, model, after, _page_size(limit, told)))
+        pages = _Pages(limit)
+        while pages.more:
+            page = await self._run(self._calls.page(status, model, pages.after, pages.size))
             for job in page.data:
                 yield job
-            told += len(page.data)
-            after = _next(page, limit, told)
-            if after is None:
-                return
+            pages.took(page)
 
     async def rows(self, job: Job | str) -> AsyncIterator[Output | RowError]:
         """See `Client.rows`."""
@@ -351,15 +319,12 @@ class AsyncClient:
 
     async def batches(self, *, limit: int | None = None) -> AsyncIterator[BatchInfo]:
         """See `Client.batches`."""
-        after, told = None, 0
-        while limit is None or told < limit:
-            page = await self._run(self._batch_calls.page(after, _page_size(limit, told)))
+        pages = _Pages(limit)
+        while pages.more:
+            page = await self._run(self._batch_calls.page(pages.after, pages.size))
             for info in page.data:
                 yield info
-            told += len(page.data)
-            after = _next(page, limit, told)
-            if after is None:
-                return
+            pages.took(page)
 
     def _batch(self, info: BatchInfo) -> AsyncBatch:
         return AsyncBatch(self._run, self._batch_calls, info)
