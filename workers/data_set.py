@@ -47,7 +47,8 @@ class DataSetWork:
             first += piece.rows
 
     def _read(self, piece: Piece, first: int) -> Iterator[Stretch]:
-        for rows in self._source.read(piece, self._mapper.reads, batch_rows=self._batch_rows):
+        reads, texts = self._mapper.reads, self._mapper.texts
+        for rows in self._source.read(piece, reads, batch_rows=self._batch_rows, texts=texts):
             yield self._stretch(rows, first, piece.uri)
             first += rows.batch.num_rows
 

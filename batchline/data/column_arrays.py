@@ -7,6 +7,7 @@ arrays at rows at fault is of no meaning.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from batchline.errors import ModelError
 from batchline.model import DTYPES, TensorSpec
 
 Array = NDArray[Any]
@@ -24,6 +26,12 @@ Faults = dict[int, str]
 
 NULLS = ["", "NULL", "null", "NA", "N/A"]
 """Texts of a CSV file that mean no value, but in columns of text, where they are text."""
+NUMBER = re.compile(r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\s*")
+INEXACT = (r"^\s*[+-]?0[0-9]", r"^\s*[+-]?(?:0[0-9]|[0-9]{16,}\s*$)")
+"""Texts that lose something as a whole number, and as a float64."""
+_DIGITS = re.compile(r"[+-]?[0-9]{1,30}")
+_NO_NUMBER = re.compile(r"[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
+"""Words for what is no finite number, which floats may be."""
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -34,6 +42,34 @@ def is_text(kind: pa.DataType) -> bool:
 def is_list(kind: pa.DataType) -> bool:
     """Whether values of this type are lists, of whatever make."""
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def kept_type(kind: pa.DataType) -> pa.DataType:
+    """The type of a kept column in the output: one that every sink knows."""
+    kind = plain_type(kind)
+    if isinstance(kind, pa.BaseExtensionType):
+        return pa.string() if isinstance(kind, pa.UuidType) else kept_type(kind.storage_type)
+    if pa.types.is_null(kind) or pa.types.is_string_view(kind):  # what was empty at the start is text
+        return pa.string()
+    return pa.binary() if pa.types.is_binary_view(kind) else kind
+
+
+def kept(column: pa.Array[Any]) -> pa.Array[Any]:
+    """The values as one of the plain types: UUIDs as texts, others as what they are stored as."""
+    if pa.types.is_string_view(column.type) or pa.types.is_binary_view(column.type):  # Arrow casts no views
+        return pa.array(column.to_pylist(), kept_type(column.type))
+    if not isinstance(column, pa.ExtensionArray):
+        return column
+    stored: pa.Array[Any] = column.storage
+    if not isinstance(column.type, pa.UuidType):
+        return kept(stored)
+    values = cast("list[bytes | None]", stored.to_pylist())
+    digits = np.frombuffer(b"".join(v or bytes(16) for v in values).hex().encode(), np.uint8).reshape(-1, 32)
+    texts = np.full((len(column), 36), ord("-"), np.uint8)
+    for start, low, high in ((0, 0, 8), (9, 8, 12), (14, 12, 16), (19, 16, 20), (24, 20, 32)):
+        texts[:, start : start + high - low] = digits[:, low:high]
+    nulls = stored.is_null().to_numpy(zero_copy_only=False)
+    return pa.array(texts.view("S36").reshape(-1), pa.binary(), mask=nulls).cast(pa.string())
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
@@ -100,7 +136,7 @@ def leaves(column: pa.Array[Any], tensor: TensorSpec, *, allow_missing: bool) ->
     if pa.types.is_null(column.type):
         return np.full(len(column), np.nan if tensor.is_float else 0).astype(DTYPES[tensor.dtype]), faults
     if pa.types.is_decimal(column.type):
-        column = column.cast(pa.float64())
+        column = _plain_numbers(column, tensor)
     if nulls is not None:
         floats = pa.types.is_floating(column.type) or missing
         column = column.cast(pa.float64()) if floats else column
@@ -114,23 +150,62 @@ def leaves(column: pa.Array[Any], tensor: TensorSpec, *, allow_missing: bool) ->
     return out, faults
 
 
-def numbers_of(texts: pa.Array[Any]) -> tuple[pa.Array[Any], Faults]:
-    """N texts as float64; what is empty has no value, what is no number is a fault."""
-    trimmed = pc.utf8_trim_whitespace(texts)
-    values = cast("pa.Array[Any]", pc.if_else(pc.is_in(trimmed, value_set=pa.array(NULLS)), None, trimmed))
+def _plain_numbers(column: pa.Array[Any], tensor: TensorSpec) -> pa.Array[Any]:
+    """Decimals as float64, or as whole numbers of the tensor's own size if all are such: float64 is not exact there."""
+    if not tensor.is_float:
+        try:
+            return column.cast(pa.uint64() if tensor.dtype == "UINT64" else pa.int64())
+        except pa.ArrowInvalid:
+            pass
+    return column.cast(pa.float64())
+
+
+def numbers_of(texts: pa.Array[Any], tensor: TensorSpec) -> tuple[pa.Array[Any], Faults]:
+    """N texts as float64, or as whole numbers where the tensor takes such; what is empty has no value.
+
+    What is no number, or one that float64 cannot hold, is a fault.
+    """
+    values = _given(texts)
+    whole = pa.uint64() if tensor.dtype == "UINT64" else pa.int64()
     try:
-        return values.cast(pa.float64()), {}
+        if not tensor.is_float:
+            return values.cast(whole), {}
+        floats = values.cast(pa.float64())
+        if not pc.any(pc.is_inf(floats)).as_py():
+            return floats, {}
     except pa.ArrowInvalid:
         pass
     faults: Faults = {}
     found: list[float | None] = []
     for at, text in enumerate(cast("list[str | None]", values.to_pylist())):
-        try:
-            found.append(None if text is None else float(text))
-        except ValueError:
-            faults[at] = f"{text[:40]!r} is no number" if text is not None else ""
-            found.append(math.nan)
-    return pa.array(found, pa.float64()), faults
+        number = None if text is None else _number(text) if tensor.is_float else _whole(text, whole)
+        if number is None and text is not None:
+            faults[at] = f"{text[:40]!r} {_why_none(text, tensor)}"
+        found.append(number)
+    return pa.array(found, pa.float64() if tensor.is_float else whole), faults
+
+
+def _number(text: str) -> float | None:
+    """The number that a text is, None if it is none or larger than any; `_` and other scripts' digits are no number."""
+    if _NO_NUMBER.fullmatch(text):
+        return float(text)
+    number = float(text) if NUMBER.fullmatch(text) else math.inf
+    return None if math.isinf(number) else number
+
+
+def _whole(text: str, kind: pa.DataType) -> int | None:
+    """The whole number that a text is, exact, None if it is none or outside of the type."""
+    digits = _DIGITS.fullmatch(text)
+    number = None if digits else _number(text)
+    value = int(text) if digits else int(number) if number is not None and number.is_integer() else None
+    low, high = (0, 2**64) if kind == pa.uint64() else (-(2**63), 2**63)
+    return value if value is not None and low <= value < high else None
+
+
+def _why_none(text: str, tensor: TensorSpec) -> str:
+    if not (NUMBER.fullmatch(text) or _NO_NUMBER.fullmatch(text)):
+        return "is no number"
+    return "is a number too large for float64" if tensor.is_float else _not_whole(tensor)
 
 
 def cast_each(column: pa.Array[Any], wanted: pa.DataType) -> tuple[pa.Array[Any], Faults]:
@@ -139,9 +214,8 @@ def cast_each(column: pa.Array[Any], wanted: pa.DataType) -> tuple[pa.Array[Any]
     Raises:
         pa.ArrowNotImplementedError: no value of the one type is ever one of the other.
     """
-    if is_text(column.type):
-        trimmed = pc.utf8_trim_whitespace(column)
-        column = cast("pa.Array[Any]", pc.if_else(pc.is_in(trimmed, value_set=pa.array(NULLS)), None, trimmed))
+    if is_text(column.type) and not is_text(wanted):
+        column = _given(column)
     try:
         return column.cast(wanted), {}
     except pa.ArrowInvalid:
@@ -157,6 +231,22 @@ def cast_each(column: pa.Array[Any], wanted: pa.DataType) -> tuple[pa.Array[Any]
     return pa.array(kept, wanted), faults
 
 
+def exactly(column: pa.Array[Any], wanted: pa.DataType) -> tuple[pa.Array[Any], Faults]:
+    """As `cast_each`; texts that would lose zeros or digits as numbers are faults too."""
+    found, faults = cast_each(column, wanted)
+    if is_text(column.type) and (pa.types.is_integer(wanted) or pa.types.is_floating(wanted)):
+        lost = cast("pa.Array[Any]", pc.match_substring_regex(column, INEXACT[pa.types.is_floating(wanted)]))
+        for at in np.flatnonzero(lost.fill_null(pa.scalar(False)).to_numpy(zero_copy_only=False)).tolist():
+            faults[at] = f"{str(column[at].as_py())[:40]!r} is more than the {wanted} that the first rows are"
+    return found, faults
+
+
+def _given(texts: pa.Array[Any]) -> pa.Array[Any]:
+    """Trimmed; what means no value is null."""
+    trimmed = pc.utf8_trim_whitespace(texts)
+    return cast("pa.Array[Any]", pc.if_else(pc.is_in(trimmed, value_set=pa.array(NULLS)), None, trimmed))
+
+
 def _misfits(values: Array, out: Array, tensor: TensorSpec) -> NDArray[np.bool_]:
     if tensor.is_float:
         return np.isinf(out) & np.isfinite(values)
@@ -164,6 +254,7 @@ def _misfits(values: Array, out: Array, tensor: TensorSpec) -> NDArray[np.bool_]
         return np.zeros(len(values), bool)
     limits = np.iinfo(out.dtype)
     if values.dtype.kind == "f":
+        values = values.astype(np.float64, copy=False)  # in float16 the limits are infinite
         with np.errstate(invalid="ignore"):
             inside = (values >= float(limits.min)) & (values < float(limits.max) + 1)
         return ~(inside & (np.trunc(values) == values))
@@ -173,7 +264,11 @@ def _misfits(values: Array, out: Array, tensor: TensorSpec) -> NDArray[np.bool_]
 def _misfit(value: object, tensor: TensorSpec) -> str:
     if tensor.is_float:
         return _too_large(tensor)
-    return f"{value} is no whole number within the range of {tensor.dtype}"
+    return f"{value} {_not_whole(tensor)}"
+
+
+def _not_whole(tensor: TensorSpec) -> str:
+    return f"is no whole number within the range of {tensor.dtype}"
 
 
 def _too_large(tensor: TensorSpec) -> str:
@@ -234,21 +329,45 @@ def _lists(column: pa.Array[Any], tensor: TensorSpec, allow_missing: bool) -> Ar
     return [flat[a:b].reshape(s) for a, b, s in zip(starts, ends, shapes.tolist(), strict=True)]
 
 
-def to_arrow(values: Column, shape: Sequence[int | None]) -> pa.Array[Any]:
-    """Outputs of N rows as one Arrow column: single values, lists of fixed size, or nested lists."""
+def to_arrow(values: Column, tensor: TensorSpec) -> pa.Array[Any]:
+    """Outputs of N rows as one Arrow column of `arrow_type`: single values, lists of fixed size, or nested lists.
+
+    Raises:
+        ModelError: they have not the shape that the model declares.
+    """
+    wanted = arrow_type(tensor)
+    rows = values if isinstance(values, list) else [values[0]] if len(values) else []
+    for shape in {value.shape for value in rows if not isinstance(value, str)}:
+        _check_shape(shape, tensor)
     if isinstance(values, list):
-        return pa.array([value if isinstance(value, str) else value.tolist() for value in values])
+        return pa.array([value if isinstance(value, str) else value.tolist() for value in values], wanted)
     if values.dtype == object:
-        return pa.array([str(v) for v in values] if values.ndim == 1 else values.tolist())
+        return pa.array([str(v) for v in values] if values.ndim == 1 else values.tolist(), wanted)
     leaf = pa.array(np.ascontiguousarray(values).reshape(-1))
     if values.ndim == 1:
-        return leaf
-    if values.ndim == 2 and shape[0] is not None and shape[0] > 0:
-        return pa.FixedSizeListArray.from_arrays(leaf, values.shape[1])
+        return _as(leaf, wanted)
+    if values.ndim == 2 and tensor.shape[0]:
+        return _as(pa.FixedSizeListArray.from_arrays(leaf, values.shape[1]), wanted)
     for axis in range(values.ndim - 1, 0, -1):
         count = math.prod(values.shape[:axis])
         leaf = pa.ListArray.from_arrays(pa.array(np.arange(count + 1, dtype=np.int32) * values.shape[axis]), leaf)
-    return leaf
+    return _as(leaf, wanted)
+
+
+def _as(array: pa.Array[Any], wanted: pa.DataType) -> pa.Array[Any]:
+    return array if array.type == wanted else array.cast(wanted)
+
+
+def _check_shape(shape: tuple[int, ...], tensor: TensorSpec) -> None:
+    fits = len(shape) == len(tensor.shape) and all(
+        want in (None, 0, have) for have, want in zip(shape, tensor.shape, strict=True)
+    )
+    if not fits:
+        declared = ", ".join("any" if axis is None else str(axis) for axis in tensor.shape)
+        raise ModelError(
+            f"The model gives {tensor.name} as {list(shape)} a row and declares [{declared}]: export it with the shape"
+            " that it gives."
+        )
 
 
 _ARROW: dict[str, pa.DataType] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from batchline.batch import BatchFault, DataSet
 from batchline.data import column_arrays
 from batchline.data.column_arrays import Array, Column, Faults, is_text, leaf_fits, list_fits, plain_type
-from batchline.data.contract import MAYBE_NUMBERS, ROW, Rows
+from batchline.data.contract import MAYBE_NUMBERS, ROW, UNTYPED, Rows, marked
 from batchline.errors import Fault, InvalidRequestError, SourceError
 from batchline.model import ModelSpec, TensorSpec
 
@@ -21,6 +22,9 @@ TEXT = "text"
 """The column of texts that a model with a text front takes."""
 CODE = "code"
 MESSAGE = "message"
+
+_PANDAS_INDEX = re.compile(r"__index_level_[0-9]+__")
+"""How pandas names an index without a name when it writes Parquet; no model means it."""
 
 _BAD = "invalid_columns"
 _INPUT = "input.columns"
@@ -68,7 +72,9 @@ class Mapper:
         fed = [name for feed in self._feeds for name in feed.names]
         self.reads: list[str] = list(dict.fromkeys([*fed, *self._passed]))
         """What `Source.read` should give."""
-        passed = [pa.field(name, _passed_type(schema.field(name).type)) for name in self._passed]
+        self.texts = chosen.as_text
+        """Those of them that it should give as text."""
+        passed = [pa.field(name, column_arrays.kept_type(schema.field(name).type)) for name in self._passed]
         self._numbered = _is_numbered(data)
         self.schema = _output(spec, data, passed)
         """Of the output: `row` if there is no key (in the default sink always), key, kept columns, outputs."""
@@ -107,8 +113,8 @@ class Mapper:
         for feed in self._feeds:
             found = [batch.column(name) for name in feed.names]
             for at, (name, column) in enumerate(zip(feed.names, found, strict=True)):
-                if _maybe_numbers(batch.schema.field(name)) and _takes_numbers(feed):
-                    found[at], bad = column_arrays.numbers_of(column)
+                if feed.tensor and _maybe_numbers(batch.schema.field(name)) and _takes_numbers(feed):
+                    found[at], bad = column_arrays.numbers_of(column, feed.tensor)
                     faults |= {row: f"column {name}: {why}" for row, why in bad.items() if row not in faults}
                 elif not _fits(column.type, feed):
                     raise SourceError(f"{where}: the column {name!r} is {column.type}, unlike the rows before.")
@@ -149,14 +155,13 @@ class Mapper:
 
         Raises:
             SourceError: a kept column has a value that does not fit the planned type.
+            ModelError: an output has another shape than the model declares.
         """
         offsets = None if at is None else np.asarray(at, np.int64)
         arrays = [self._numbers(batch, offsets, first_row)] if self._numbered else []
         arrays += self._passed_on(batch, offsets, self._passed)
         for tensor in self._spec.outputs:
-            array = column_arrays.to_arrow(outputs[tensor.name], tensor.shape)
-            wanted = self.schema.field(tensor.name).type
-            arrays.append(array if array.type == wanted else array.cast(wanted))
+            arrays.append(column_arrays.to_arrow(outputs[tensor.name], tensor))
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
     def errors(
@@ -186,10 +191,11 @@ class Mapper:
     def _passed_as(self, name: str, column: pa.Array[Any]) -> tuple[pa.Array[Any], Faults]:
         """A kept column as it was planned; null where it does not fit."""
         wanted = self.schema.field(name).type
+        column = column_arrays.kept(column)
         if column.type == wanted:
             return column, {}
         try:
-            return column_arrays.cast_each(column, wanted)
+            return column_arrays.exactly(column, wanted)
         except pa.ArrowNotImplementedError as e:
             raise SourceError(f"The column {name!r} has values of type {column.type}, not {wanted}.") from e
 
@@ -224,6 +230,8 @@ class _Choice:
         self._types = {field.name: field.type for field in schema}
         self.texts = {field.name for field in schema if _maybe_numbers(field)}
         """Columns of text that numbers are read from."""
+        self.untyped = {field.name for field in schema if marked(field, UNTYPED)}
+        """Columns that can be had as text, whatever their type."""
         self.passed = self._passed_through(data)
         if self.faults:
             return
@@ -235,6 +243,17 @@ class _Choice:
             self._choose(given)
         for feed in self.feeds:
             self._check(feed)
+
+    @property
+    def as_text(self) -> frozenset[str]:
+        """Columns that are read as text though they look like something else.
+
+        They are what the model takes as text, and kept numbers, which may be more than a number further down: `007`.
+        """
+        fed = {name for feed in self.feeds if _takes_text(feed) for name in feed.names}
+        numbers = (pa.types.is_integer, pa.types.is_floating)
+        kept = {name for name in self.passed if any(is_kind(self._types[name]) for is_kind in numbers)}
+        return frozenset((fed | kept) & self.untyped)
 
     def _fault(self, message: str, param: str = _INPUT) -> None:
         self.faults.append(BatchFault(_BAD, message, param=param))
@@ -262,7 +281,8 @@ class _Choice:
 
     def _choose(self, given: Sequence[str] | None) -> None:
         inputs = self._spec.inputs
-        rest = [name for name in self._types if name not in self.passed] if given is None else list(given)
+        others = [name for name in self._types if name not in self.passed and not _PANDAS_INDEX.fullmatch(name)]
+        rest = others if given is None else list(given)
         if self._spec.text is not None:
             self._choose_text(rest, given)
         elif given is None and all(tensor.name in self._types for tensor in inputs):
@@ -302,7 +322,8 @@ class _Choice:
         if not feed.names:
             self._fault("There is no column for the model to read.")
         for name in feed.names:
-            if not (_fits(self._types[name], feed) or (_takes_numbers(feed) and name in self.texts)):
+            readable = (_takes_numbers(feed) and name in self.texts) or (_takes_text(feed) and name in self.untyped)
+            if not (_fits(self._types[name], feed) or readable):
                 kind = "text" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
                 self._fault(f"The column {name!r} is {self._types[name]}; {self._spec.name} takes {kind}.")
 
@@ -314,11 +335,15 @@ def _fits(kind: pa.DataType, feed: _Feed) -> bool:
 
 
 def _maybe_numbers(field: pa.Field[Any]) -> bool:
-    return is_text(field.type) and bool(field.metadata) and field.metadata.items() >= MAYBE_NUMBERS.items()
+    return is_text(field.type) and marked(field, MAYBE_NUMBERS)
 
 
 def _takes_numbers(feed: _Feed) -> bool:
     return feed.tensor is not None and not feed.is_list and feed.tensor.dtype not in ("BYTES", "BOOL")
+
+
+def _takes_text(feed: _Feed) -> bool:
+    return feed.tensor is None or (feed.tensor.dtype == "BYTES" and not feed.is_list)
 
 
 def _named(why: str, feed: _Feed) -> str:
@@ -340,12 +365,6 @@ def _taken(column: Column, good: NDArray[np.int64]) -> Column:
         return column[good]
     kept: list[Array] | list[str] = [column[at] for at in good.tolist()]  # pyright: ignore[reportAssignmentType]
     return kept
-
-
-def _passed_type(kind: pa.DataType) -> pa.DataType:
-    """The type of a kept column; one that was empty at the start is text."""
-    kind = plain_type(kind)
-    return pa.string() if pa.types.is_null(kind) else kind
 
 
 def _listed(names: list[str]) -> str:

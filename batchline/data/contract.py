@@ -7,9 +7,9 @@ databases) are opened by `batchline.data.open_source` and `open_sink`, one file 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -20,6 +20,14 @@ ROW = "row"
 
 MAYBE_NUMBERS: dict[bytes | str, bytes | str] = {b"batchline": b"maybe numbers"}
 """Metadata of a field of text that numbers may be read from: CSV has no types, and one word makes a column text."""
+
+UNTYPED: dict[bytes | str, bytes | str] = {b"batchline untyped": b"text"}
+"""Metadata of a field whose type is a guess: `Source.read` gives it as text, as it stands in the file, if told so."""
+
+
+def marked(field: pa.Field[Any], mark: Mapping[bytes | str, bytes | str]) -> bool:
+    """Whether a field has one of the marks above."""
+    return bool(field.metadata) and field.metadata.items() >= mark.items()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +66,16 @@ class Source(Protocol):
         """
         ...
 
-    def read(self, piece: Piece, columns: Sequence[str] | None, *, batch_rows: int) -> Iterator[Rows]:
+    def read(
+        self, piece: Piece, columns: Sequence[str] | None, *, batch_rows: int, texts: Collection[str] = ()
+    ) -> Iterator[Rows]:
         """The rows of a piece, all of them, at most `batch_rows` at a time.
 
         Args:
             piece: as planned; a file whose version differs by now is not read.
             columns: only these, in this order; None for all.
             batch_rows: most rows of one `Rows`.
+            texts: those of the columns that are wanted as text; only `UNTYPED` ones can be had so.
 
         Raises:
             SourceError: the file changed, is truncated, lacks a column, has another type, swells beyond its limit;

@@ -9,8 +9,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import IO, Any, Literal, cast
 
 import numpy as np
@@ -18,17 +18,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from batchline.data.column_arrays import NULLS, cast_each
-from batchline.data.contract import MAYBE_NUMBERS, Rows
+from batchline.data.column_arrays import INEXACT, NULLS, NUMBER, cast_each, numbers_of
+from batchline.data.contract import MAYBE_NUMBERS, UNTYPED, Rows
 from batchline.data.jsonl_files import cut, one_batch
 from batchline.data.places import OpenFile
 from batchline.data.text_blocks import Block, RowScanner, behind, blocks, chunks, head, text_start
 from batchline.data.text_blocks import spans as text_spans
 from batchline.data.uris import is_gzip
 from batchline.errors import SourceError
+from batchline.model import TensorSpec
 
-NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*")
 _LOOK_ROWS = 2000
+_LOOK_AGAIN = re.compile(rb"(?<![.0-9])(?:0[0-9]|[0-9]{16})")
+_DOUBLE = TensorSpec("", "FP64", ())
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 Span = tuple[object, ...]
 
@@ -47,8 +50,8 @@ class _Header:
 def schema(file: OpenFile) -> pa.Schema:
     """Columns by the header, types by the first rows."""
     header = _header(file)
-    fields = [pa.field(name, header.types.get(name, pa.null())) for name in header.names]
-    return pa.schema([f.with_metadata(MAYBE_NUMBERS) if f.name in header.maybe_numbers else f for f in fields])
+    marks = {name: UNTYPED | MAYBE_NUMBERS if name in header.maybe_numbers else UNTYPED for name in header.names}
+    return pa.schema([pa.field(n, header.types.get(n, pa.null()), metadata=marks[n]) for n in header.names])
 
 
 def spans(file: OpenFile, slice_rows: int) -> Iterator[tuple[Span, int]]:
@@ -59,7 +62,15 @@ def spans(file: OpenFile, slice_rows: int) -> Iterator[tuple[Span, int]]:
         yield (low, high), rows
 
 
-def read(file: OpenFile, span: Span, rows: int, columns: Sequence[str] | None, batch_rows: int) -> Iterator[Rows]:
+def read(
+    file: OpenFile,
+    span: Span,
+    rows: int,
+    columns: Sequence[str] | None,
+    batch_rows: int,
+    *,
+    texts: Collection[str] = (),
+) -> Iterator[Rows]:
     """See `batchline.data.files_source.Reader.read`."""
     del rows  # counted by the caller
     header = _header(file)
@@ -67,6 +78,7 @@ def read(file: OpenFile, span: Span, rows: int, columns: Sequence[str] | None, b
     for name in wanted:
         if name not in header.names:
             raise SourceError(f"{file.uri} has no column {name!r}: its header names {', '.join(header.names)[:200]}.")
+    header = replace(header, types=header.types | dict.fromkeys(texts, pa.string()))
     low, high = cast("tuple[int, int]", tuple(span))
     text = chunks(file, low, high)
     if is_gzip(file.uri):
@@ -96,9 +108,24 @@ def _header(file: OpenFile) -> _Header:
     if sample.rows:
         table, _ = _parse(sample, names, pacsv.ConvertOptions(null_values=NULLS))
         types = {field.name: _type(field.type) for field in table.schema if not pa.types.is_null(field.type)}
+        for name, texts in _inexact(sample, names, types):
+            types[name] = pa.string()
+            table = table.set_column(names.index(name), name, texts)
         texts = [name for name, kind in types.items() if pa.types.is_string(kind)]
         numbers = [name for name in texts if _maybe_numbers(table.column(name).slice(0, _LOOK_ROWS))]
     return _Header(names, ends[0] + text_start(file), types, frozenset(numbers))
+
+
+def _inexact(sample: Block, names: list[str], types: dict[str, pa.DataType]) -> Iterator[tuple[str, Any]]:
+    """Columns that look like numbers and would be others as such, and their texts: `007`, or more digits than fit."""
+    numbers = {name: kind for name, kind in types.items() if pa.types.is_integer(kind) or pa.types.is_floating(kind)}
+    if not numbers or not _LOOK_AGAIN.search(sample.data):
+        return
+    texts = pacsv.ConvertOptions(column_types=dict.fromkeys(numbers, pa.string()), include_columns=list(numbers))
+    table, _ = _parse(sample, names, texts)
+    for name, kind in numbers.items():
+        if pc.any(pc.match_substring_regex(table.column(name), INEXACT[pa.types.is_floating(kind)])).as_py():
+            yield name, table.column(name)
 
 
 def _type(found: pa.DataType) -> pa.DataType:
@@ -116,10 +143,14 @@ def _maybe_numbers(values: pa.ChunkedArray[Any]) -> bool:
 
 def _names(line: bytes, uri: str) -> list[str]:
     try:
-        names = next(csv.reader(io.StringIO(line.decode(), newline=""), strict=True))
-    except (csv.Error, UnicodeDecodeError, StopIteration) as e:
+        names, *more = csv.reader(io.StringIO(line.decode().strip("\r\n"), newline=""), strict=True)
+    except (csv.Error, UnicodeDecodeError, ValueError) as e:
         told = "is not UTF-8; save the file as UTF-8" if isinstance(e, UnicodeDecodeError) else "is no CSV header"
         raise SourceError(f"{uri}: the first line {told}.") from e
+    if more:
+        raise SourceError(f"{uri}: its lines end in CR alone; save the file with LF or CRLF.")
+    if len(names) == 1 and (found := [told for sign, told in _SEPARATORS.items() if sign in names[0]]):
+        raise SourceError(f"{uri}: the values of the first line stand between {found[0]}; save the file with commas.")
     return [name.strip() for name in names]
 
 
@@ -148,18 +179,24 @@ def _read_block(block: Block, uri: str, header: _Header, wanted: list[str]) -> R
     types = {name: header.types[name] for name in wanted if name in header.types}
     convert = pacsv.ConvertOptions(column_types=types, include_columns=wanted, null_values=NULLS)
     faults: dict[int, str] = {}
-    try:
-        table, wrong = _parse(block, header.names, convert)
-        batch = one_batch(table)
-    except pa.ArrowInvalid:
-        batch, wrong = _careful(block, uri, header, wanted, faults)
+    batch, wrong = _fast(block, header, convert) or _careful(block, uri, header, wanted, faults)
     if wrong:
         batch, faults = _with_gaps(batch, wrong, faults)
     if batch.num_rows != block.rows:
         raise SourceError(
-            f"{uri}: of {block.rows} rows {batch.num_rows} can be told apart: a quotation mark stands alone."
+            f"{uri}: of {block.rows} rows {batch.num_rows} can be told apart: a quotation mark or a CR stands alone."
         )
     return Rows(_marked(batch), faults)
+
+
+def _fast(block: Block, header: _Header, convert: pacsv.ConvertOptions) -> tuple[pa.RecordBatch, dict[int, str]] | None:
+    """The rows by the types of the first ones; None if a value does not fit, or may be too large a number."""
+    try:
+        table, wrong = _parse(block, header.names, convert)
+    except pa.ArrowInvalid:
+        return None
+    batch = one_batch(table)
+    return None if any(_has_infinite(column) for column in batch.columns) else (batch, wrong)
 
 
 def _marked(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -203,12 +240,16 @@ def _typed(name: str, raw: pa.Array[Any], wanted: pa.DataType | None, faults: di
     text = _decoded(name, raw, faults)
     if wanted is None or pa.types.is_string(wanted):
         return text
-    found, bad = cast_each(text, wanted)
+    found, bad = numbers_of(text, _DOUBLE) if pa.types.is_floating(wanted) else cast_each(text, wanted)
     if bad and pa.types.is_integer(wanted):
         found, bad = cast_each(text, pa.float64())
     for at, why in bad.items():
         faults.setdefault(at, f"column {name}: {why}")
     return found
+
+
+def _has_infinite(column: pa.Array[Any]) -> bool:
+    return pa.types.is_floating(column.type) and bool(pc.any(pc.is_inf(column)).as_py())
 
 
 def _decoded(name: str, raw: pa.Array[Any], faults: dict[int, str]) -> pa.Array[Any]:

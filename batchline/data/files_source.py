@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 import pyarrow as pa
@@ -32,7 +33,7 @@ class Reader(Protocol):
     def read(
         self, file: OpenFile, span: Span, rows: int, columns: Sequence[str] | None, batch_rows: int
     ) -> Iterator[Rows]:
-        """The rows of a span; see `batchline.data.contract.Source.read`."""
+        """The rows of a span; see `batchline.data.contract.Source.read`. CSV's takes `texts` besides."""
         ...
 
 
@@ -83,13 +84,16 @@ class FilesSource:
             finally:
                 file.close()
 
-    def read(self, piece: Piece, columns: Sequence[str] | None, *, batch_rows: int) -> Iterator[Rows]:
+    def read(
+        self, piece: Piece, columns: Sequence[str] | None, *, batch_rows: int, texts: Collection[str] = ()
+    ) -> Iterator[Rows]:
         file = self._open(self._real(piece.uri))
         try:
             if file.version != piece.version:
                 raise changed(file.uri)
             done = 0
-            for rows in self._reader.read(file, piece.span, piece.rows, columns, batch_rows):
+            read = partial(csv_files.read, texts=texts) if self._kind == "csv" else self._reader.read
+            for rows in read(file, piece.span, piece.rows, columns, batch_rows):
                 done += rows.batch.num_rows
                 yield rows
             file.verify()

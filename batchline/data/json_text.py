@@ -20,6 +20,7 @@ Texts: TypeAlias = "pa.Array[Any]"
 """N texts as an Arrow array of type large_string."""
 
 _TEXT = pa.large_string()
+_TRAILING = r"(?:(\.\d*[1-9])|\.)0+($|Z|[+-])"
 _UNSAFE = r'["\\\x00-\x1f]'
 
 
@@ -62,6 +63,10 @@ def texts(column: pa.Array[Any]) -> Texts:
             leaf = cast("pa.FixedSizeListArray[Any]", column).flatten()
             if _is_number(leaf.type) and not leaf.null_count:
                 return _lists(leaf, cast("pa.FixedSizeListType[Any]", kind).list_size, len(column))
+    if pa.types.is_timestamp(kind) or pa.types.is_time(kind) or pa.types.is_date(kind):
+        return _times(column)
+    if pa.types.is_duration(kind):
+        return _durations(column)
     return pa.array([orjson.dumps(_plain(value), default=_told).decode() for value in column.to_pylist()], _TEXT)
 
 
@@ -93,6 +98,28 @@ def _numbers(column: pa.Array[Any]) -> Texts:
             written = pc.if_else(pc.equal(wide, pa.scalar(value, wide.type)), _text(word), written)
         written = pc.if_else(pc.is_nan(wide), _text('"NaN"'), written)
     return written
+
+
+def _times(column: pa.Array[Any]) -> Texts:
+    """RFC 3339, as exact as they are; Python's own times end with the year 9999 and at microseconds."""
+    written = pc.replace_substring(column.cast(_TEXT), " ", "T", max_replacements=1)
+    written = pc.replace_substring_regex(written, _TRAILING, r"\1\2")
+    if _has_zone(column.type):
+        written = pc.replace_substring_regex(pc.replace_substring(written, "Z", "+0000"), r"(\d\d)$", r":\1")
+    return _joined(_text('"'), written, _text('"')).fill_null(_text("null"))
+
+
+def _has_zone(kind: pa.DataType) -> bool:
+    return pa.types.is_timestamp(kind) and kind.tz is not None
+
+
+_UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+
+
+def _durations(column: pa.Array[Any]) -> Texts:
+    """Seconds, as numbers."""
+    unit = cast("pa.DurationType[Any]", column.type).unit
+    return texts(pc.divide(column.cast(pa.int64()).cast(pa.float64(), safe=False), float(_UNITS[unit])))
 
 
 def _lists(leaf: pa.Array[Any], size: int, count: int) -> Texts:

@@ -30,6 +30,11 @@ Span = tuple[object, ...]
 
 def schema(file: OpenFile) -> pa.Schema:
     """Columns by the first rows; a column is of the type of most of them. Without rows there are none."""
+    return _looked(file)[0]
+
+
+def _looked(file: OpenFile) -> tuple[pa.Schema, bool]:
+    """The columns, and whether the lines are bare: lists or single values instead of objects."""
     text = head(file)
     whole = len(text) < 1 << 20
     lines = _lines(text if whole or b"\n" not in text else text[: text.rindex(b"\n")])[:_HEAD_ROWS]
@@ -46,9 +51,17 @@ def schema(file: OpenFile) -> pa.Schema:
         named = cast("dict[str, Any]", row) if isinstance(row, dict) else {BARE: row}
         for name, value in named.items():
             columns.setdefault(name, []).append(value)
-    if lines and not columns:
-        raise SourceError(f"{file.uri}: not one of the first {len(lines)} lines is a JSON object.")
-    return pa.schema([(name, _type(values)) for name, values in columns.items()])
+    if lines and (not columns or _is_array(lines[0], columns)):
+        whole = " It looks like one JSON array: write each of its rows on a line of its own, without commas between."
+        told = whole if lines[0].lstrip().startswith(b"[") else ""
+        raise SourceError(f"{file.uri}: not one of the first {len(lines)} lines is a JSON object.{told}")
+    return pa.schema([(name, _type(values)) for name, values in columns.items()]), bool(bare)
+
+
+def _is_array(line: bytes, columns: dict[str, list[Any]]) -> bool:
+    """Whether the first line holds all rows as one list of objects."""
+    first = columns[BARE][0] if line.lstrip().startswith(b"[") and BARE in columns else None
+    return isinstance(first, list) and any(isinstance(item, dict) for item in cast("list[object]", first))
 
 
 def spans(file: OpenFile, slice_rows: int) -> Iterator[tuple[Span, int]]:
@@ -60,11 +73,12 @@ def spans(file: OpenFile, slice_rows: int) -> Iterator[tuple[Span, int]]:
 def read(file: OpenFile, span: Span, rows: int, columns: Sequence[str] | None, batch_rows: int) -> Iterator[Rows]:
     """See `batchline.data.files_source.Reader.read`."""
     del rows  # counted by the caller
-    types = {field.name: field.type for field in schema(file)}
+    found, bare = _looked(file)
+    types = {field.name: field.type for field in found}
     wanted = list(types) if columns is None else list(columns)
     for block in raw_blocks(file, span):
-        fast = _fast(block, wanted, types)
-        yield from cut(Rows(fast) if fast is not None else _careful(block, wanted, types), batch_rows)
+        fast = None if bare else _fast(block, wanted, types)
+        yield from cut(Rows(fast) if fast is not None else _careful(block, wanted, types, bare=bare), batch_rows)
 
 
 def raw_blocks(file: OpenFile, span: Span) -> Iterator[Block]:
@@ -100,7 +114,7 @@ def _lines(text: bytes) -> list[bytes]:
 
 
 def _fast(block: Block, wanted: list[str], types: dict[str, pa.DataType]) -> pa.RecordBatch | None:
-    if BARE in wanted or not _is_utf8(block.data):
+    if not _is_utf8(block.data):
         return None
     known = pa.schema([(name, types[name]) for name in wanted if name in types and not pa.types.is_null(types[name])])
     unexpected = "ignore" if len(known) == len(wanted) else "infer"
@@ -130,10 +144,9 @@ def _is_utf8(data: bytes) -> bool:
     return True
 
 
-def _careful(block: Block, wanted: list[str], types: dict[str, pa.DataType]) -> Rows:
+def _careful(block: Block, wanted: list[str], types: dict[str, pa.DataType], *, bare: bool) -> Rows:
     faults: dict[int, str] = {}
     values: dict[str, list[Any]] = {name: [] for name in wanted}
-    bare = list(types) == [BARE]
     for at, line in enumerate(_lines(block.data)):
         row: dict[str, Any] = {}
         try:
@@ -199,6 +212,15 @@ def _cast(array: pa.Array[Any], wanted: pa.DataType) -> pa.Array[Any] | None:
 def _array(values: list[Any]) -> pa.Array[Any] | None:
     try:
         return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return None
+    except OverflowError:
+        return _unsigned(values)
+
+
+def _unsigned(values: list[Any]) -> pa.Array[Any] | None:
+    try:
+        return pa.array(values, pa.uint64())
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         return None
 

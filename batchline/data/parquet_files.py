@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import threading
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from itertools import pairwise
 from typing import cast
@@ -171,7 +172,7 @@ def _opened(file: OpenFile, columns: Sequence[str] | None = None) -> pq.ParquetF
         raise SourceError(f"{file.uri} is empty: it is no Parquet file.")
     try:
         meta = pq.read_metadata(pa.PythonFile(Handle(file), mode="r"))
-        names = set(meta.schema.to_arrow_schema().names)
+        names = Counter(meta.schema.to_arrow_schema().names)
         share = _BUFFERS_BYTES // max(1, len(columns if columns is not None else names))
         parquet = pq.ParquetFile(
             pa.PythonFile(Handle(file), mode="r"),
@@ -184,6 +185,8 @@ def _opened(file: OpenFile, columns: Sequence[str] | None = None) -> pq.ParquetF
     for name in columns or ():
         if name not in names:
             raise SourceError(f"{file.uri} has no column {name!r}.")
+        if names[name] > 1:
+            raise SourceError(f"{file.uri} has two columns named {name!r}: rename one.")
     return parquet
 
 

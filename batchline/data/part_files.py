@@ -86,19 +86,28 @@ class _Jsonl:
 
 
 def _csv_type(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_nested(kind) or pa.types.is_binary(kind):
+    if _as_json(kind):
         return pa.string()
     if pa.types.is_dictionary(kind):
         return cast("pa.DictionaryType[Any, Any]", kind).value_type
     return pa.float32() if pa.types.is_float16(kind) else kind
 
 
+def _as_json(kind: pa.DataType) -> bool:
+    """Whether CSV's own writer has no words for values of this type."""
+    return pa.types.is_nested(kind) or pa.types.is_duration(kind) or _is_bytes(kind)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+
+
 def _csv_column(column: pa.Array[Any], kind: pa.DataType) -> pa.Array[Any]:
     if column.type == kind:
         return column
-    if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
+    if _as_json(column.type):
         told = json_text.texts(column).cast(pa.string())
-        if pa.types.is_binary(column.type):
+        if _is_bytes(column.type):
             told = pc.utf8_trim(told, '"')
         return pc.if_else(column.is_null(), pa.scalar(None, pa.string()), told)
     return column.cast(kind)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -91,7 +91,14 @@ class TableSource:
                     yield Piece(f"table:{known.table.shown}", "", (after, upto), so_far - before)
                     after, before = upto, so_far
 
-    def read(self, piece: Piece, columns: Sequence[str] | None, *, batch_rows: int) -> Iterator[Rows]:
+    def read(
+        self,
+        piece: Piece,
+        columns: Sequence[str] | None,
+        *,
+        batch_rows: int,
+        texts: Collection[str] = (),  # noqa: ARG002 - a table has types
+    ) -> Iterator[Rows]:
         """The rows of a range of keys, as the table stands now.
 
         Raises: as the contract has it; a value that Arrow cannot hold (an infinite date) names its column.

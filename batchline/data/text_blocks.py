@@ -28,6 +28,15 @@ _RATIO_FROM_BYTES = 64 << 20
 _NEWLINE, _RETURN, _QUOTE, _COMMA = b'\n\r",'
 BOM = b"\xef\xbb\xbf"
 """What some programs begin a UTF-8 file with; it is no part of the text."""
+_FOREIGN = {
+    b"\x1f\x8b": "is gzip: let its name end in .gz",
+    b"\x28\xb5\x2f\xfd": "is compressed by zstd: unpack it, or use gzip",
+    b"BZh": "is compressed by bzip2: unpack it, or use gzip",
+    b"\xfd7zXZ\0": "is compressed by xz: unpack it, or use gzip",
+    b"PK\x03\x04": "is a ZIP archive or an Excel file: unpack it, or save it as CSV",
+    b"PAR1": "is Parquet: give `format` as parquet",
+}
+"""First bytes of files that are no text, and what to do."""
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 Offsets = NDArray[np.int64]
@@ -239,7 +248,7 @@ def head(file: OpenFile, count: int = 1 << 20) -> bytes:
     """The first bytes of the text, a byte order mark left out.
 
     Raises:
-        SourceError: the text is UTF-16; and as `chunks`.
+        SourceError: it is no text, or UTF-16; and as `chunks`.
     """
     got = bytearray()
     for chunk in chunks(file, 0, min(file.size, count), 1 << 18):
@@ -248,6 +257,9 @@ def head(file: OpenFile, count: int = 1 << 20) -> bytes:
             break
     if got.startswith(_UTF16):
         raise SourceError(f"{file.uri} is UTF-16; save it as UTF-8.")
+    for sign, told in _FOREIGN.items():
+        if got.startswith(sign):
+            raise SourceError(f"{file.uri} {told}.")
     return bytes(got[:count]).removeprefix(BOM)
 
 

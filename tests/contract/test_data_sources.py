@@ -20,7 +20,7 @@ from object_store import FaultProxy, ObjectStore, object_store
 
 from batchline.batch import Input
 from batchline.data import open_source, s3_client, s3_place, text_blocks
-from batchline.data.contract import Places, Rows, Source, typeless
+from batchline.data.contract import MAYBE_NUMBERS, UNTYPED, Places, Rows, Source, marked, typeless
 from batchline.data.local_place import open_below
 from batchline.data.places import place_of
 from batchline.errors import SourceError, SourceUnavailableError
@@ -290,14 +290,15 @@ def test_a_value_that_is_no_number_is_a_fault_of_its_row(here: Here) -> None:
     here.put("late.csv", b"\n".join(many))
     got = read_all(here.source("late.csv"), 1_000_000, batch_rows=1_000_000)
     told = [why for part in got for why in part.faults.values()]
-    assert told == ["column b: 'nine' is no double"]
+    assert told == ["column b: 'nine' is no number"]
     assert joined(got).num_rows == 200_000
     here.put("early.csv", b"a,b,c,d\n1,2,y,n\n3,x,z,0\n")
     schema = here.source("early.csv").schema()
     assert schema.types == [pa.int64(), pa.string(), pa.string(), pa.string()]
-    assert [bool(schema.field(name).metadata) for name in "abcd"] == [False, True, False, True]
+    assert [marked(field, MAYBE_NUMBERS) for field in schema] == [False, True, False, True]
+    assert all(marked(field, UNTYPED) for field in schema)
     (got,) = read_all(here.source("early.csv"), 100)
-    assert [bool(field.metadata) for field in got.batch.schema] == [False, True, True, True]
+    assert [marked(field, MAYBE_NUMBERS) for field in got.batch.schema] == [False, True, True, True]
 
 
 def test_text_that_is_not_utf8_is_a_fault_of_its_row(here: Here) -> None:

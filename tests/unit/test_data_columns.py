@@ -267,6 +267,6 @@ def test_outputs_come_back_from_arrow_as_they_were(shape: list[int], free: list[
     }
     values = (np.arange(rows * int(np.prod(shape))) % 100).reshape(rows, *shape).astype(names[dtype])
     tensor = TensorSpec("y", dtype, tuple(None if f else n for n, f in zip(shape, free, strict=False)))
-    column = to_arrow(values, tensor.shape)
-    column = column if column.type == arrow_type(tensor) else column.cast(arrow_type(tensor))
+    column = to_arrow(values, tensor)
+    assert column.type == arrow_type(tensor)
     assert column.to_pylist() == values.tolist()
