@@ -81,7 +81,7 @@ class Facts:
     """What a policy may know of the pool beside its signals."""
 
     start_s: float = 30.0
-    """Time from launch to the first claim; as measured, to the worker's registration, which comes before its models."""
+    """Time from launch to the first claim; measured to the worker's registration, once its models are loaded."""
     billing_s: float = 60.0
     """A launched worker costs at least this long."""
     price_per_hour: float = 0.0

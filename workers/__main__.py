@@ -68,11 +68,13 @@ def main() -> int:
     engine = _engine(
         config, store, models, device=device, turns=turns, hints=hints, nudger=nudger, heart=heart, leave=leave
     )
-    heart.start()
+    heart.bury_the_dead()
     device.watch()
     threading.Thread(target=_see_out, args=(leave, turns, store, heart, config), name="leave", daemon=True).start()
     _listen_for_notices(config, leave)
     _prepare(config, store, models, engine, blobs)
+    if not leave.closing.is_set():  # who registers counts as capacity: not before its models are loaded
+        heart.start()
     for lane in Lane:
         looking = (engine, lane, config.idle_poll_s)
         threading.Thread(target=look_for_work, args=looking, name="idle", daemon=True).start()

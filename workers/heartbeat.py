@@ -77,7 +77,7 @@ class Heart:
         on_drain: Callable[[], None],
         report: Callable[[uuid.UUID], None],
     ) -> None:
-        """Nothing happens before `start`.
+        """Nothing happens before `bury_the_dead` and `start`.
 
         Args:
             workers: on a connection that nobody else uses.
@@ -101,9 +101,16 @@ class Heart:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self.worker_id = uuid.uuid4()
 
+    def bury_the_dead(self) -> None:
+        """Processes of this host that are no more need not be waited for: their jobs are taken back at once."""
+        here = host_identity()
+        dead = [w.id for w in self._workers.list() if w.live and w.host == here and _is_gone(w.pid)]
+        if dead:
+            self._workers.bury(dead)
+            log.info("former lives buried", extra={"workers": len(dead)})
+
     def start(self) -> None:
-        """Bury former lives, register, and keep beating."""
-        self._bury_the_dead()
+        """Register and keep beating; from then on this worker counts as capacity."""
         self._register()
         self._thread.start()
 
@@ -112,9 +119,10 @@ class Heart:
         self._soon.set()
 
     def stop(self) -> None:
-        """Tell the last rows and end the lease now: what is still in hand is for others."""
+        """Tell the last rows and end the lease now: what is still in hand is for others. Harmless before `start`."""
         self._closed.set()
-        self._thread.join(timeout=5.0)
+        if self._thread.is_alive():
+            self._thread.join(timeout=5.0)
         try:
             self._tell()
             self._workers.bury([self.worker_id])
@@ -133,14 +141,6 @@ class Heart:
             instance=s.instance,
         )
         log.info("worker registered", extra={"worker_id": str(self.worker_id), "pool": s.pool, "device": s.device})
-
-    def _bury_the_dead(self) -> None:
-        """Processes of this host that are no more need not be waited for: their jobs are taken back at once."""
-        here = host_identity()
-        dead = [w.id for w in self._workers.list() if w.live and w.host == here and _is_gone(w.pid)]
-        if dead:
-            self._workers.bury(dead)
-            log.info("former lives buried", extra={"workers": len(dead)})
 
     def _run(self) -> None:
         wait_s = 0.0  # on an instance that is given up it drains from the start, and learns it by a beat

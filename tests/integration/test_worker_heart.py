@@ -46,6 +46,7 @@ def hearts(store: Store) -> Iterator[Callable[[float], Told]]:
 
     def make(heartbeat_s: float) -> Told:
         made.append(Told(store, heartbeat_s))
+        made[-1].heart.bury_the_dead()
         made[-1].heart.start()
         return made[-1]
 

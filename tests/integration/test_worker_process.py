@@ -41,10 +41,14 @@ def live(rig: Rig) -> list[Any]:
 def test_a_nudge_makes_an_idle_worker_claim_at_once_and_sigterm_ends_it(
     rig: Rig, worker: Worker, redis_url: str
 ) -> None:
-    """Far sooner than it would ask by itself; at SIGTERM it exits with 0 and its lease ends with it."""
+    """Far sooner than it would ask by itself; at SIGTERM it exits with 0 and its lease ends with it.
+
+    It registers, and so counts as capacity, once its models are loaded.
+    """
     model = rig.add("double", small_models.double(rig.repository / "source.onnx"))
     worker.start(PRODUCT, BATCHLINE_IDLE_POLL_S="60")
     until(lambda: "worker ready" in worker.log(), worker)
+    assert worker.log().index("model loaded") < worker.log().index("worker registered")
     until(lambda: [w.models for w in live(rig)] == ["double@1"], worker)
     job = rig.pixels(model, [1, 2])
     nudger = CeleryNudger(redis_url, rig.hints)
