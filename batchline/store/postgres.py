@@ -33,10 +33,8 @@ Row = tuple[Any, ...]
 Params = Mapping[str, object]
 
 _DEADLOCK, _SERIALIZATION = "40P01", "40001"
-_READ_ONLY = "25006"
-_TRANSACTION_ENDED = ("25P03", "25P04")
-"""It took too long, as after a pause of this process, and its connection is gone; psycopg2 takes these for bugs."""
-_Lost = (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.InternalError)
+_ReadOnly = psycopg2.errors.ReadOnlySqlTransaction
+_Lost = (psycopg2.OperationalError, psycopg2.InterfaceError, _ReadOnly)
 _TRIES = 5
 _GRACE_S = 5.0
 """After its own timeout the server has so long to say so."""
@@ -159,7 +157,7 @@ class Database:
             yield driver, connection.info
         except _Lost as e:
             self._patience.end(driver)
-            if driver.closed or e.pgcode == _READ_ONLY:
+            if driver.closed or isinstance(e, _ReadOnly):
                 # The server went away, or is primary no more: the other idle connections are as dead as this one.
                 connection.invalidate(e)
                 self.engine.dispose()
@@ -185,8 +183,6 @@ class Database:
                 return work()
             except (*_Lost, DBAPIError, PoolTimeoutError) as e:
                 cause = e.orig if isinstance(e, DBAPIError) else e
-                if isinstance(cause, psycopg2.InternalError) and not str(cause.pgcode).startswith("25"):
-                    raise
                 if _may_repeat(cause, repeat=repeat, attempt=attempt):
                     time.sleep(random.uniform(0.0, 0.02) * attempt)
                     continue
@@ -211,7 +207,7 @@ def _may_repeat(error: BaseException | None, *, repeat: bool, attempt: int) -> b
     if code in (_DEADLOCK, _SERIALIZATION, UNKNOWN):
         return attempt < _TRIES
     # The server went away while a pooled connection slept: one fresh connection tells.
-    lost = code is None or str(code).startswith(("08", "57P", *_TRANSACTION_ENDED))
+    lost = code is None or str(code).startswith(("08", "57P"))
     return lost and repeat and attempt < 3 and isinstance(error, psycopg2.Error)
 
 
