@@ -36,8 +36,13 @@ class Whole:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        """Write, or hold back what looks like a head; whatever it is, it goes out before the answer ends."""
-        if self._head:
+        """Write, or hold back what looks like a head; whatever it is, it goes out before the answer ends.
+
+        What is left to say to a client that has gone is dropped: uvloop would raise, and a fault of ours be logged.
+        """
+        if self._transport.is_closing():
+            self._head = b""
+        elif self._head:
             self._transport.writelines((self._head, data))
             self._head = b""
         elif data.startswith(b"HTTP/1.1 ") and data.endswith(b"\r\n\r\n") and not data.startswith(_CONTINUE):
@@ -46,9 +51,9 @@ class Whole:
             self._transport.write(data)
 
     def flush(self) -> None:
-        if self._head:
+        if self._head and not self._transport.is_closing():
             self._transport.write(self._head)
-            self._head = b""
+        self._head = b""
 
     def close(self) -> None:
         self.flush()
