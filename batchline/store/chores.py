@@ -119,7 +119,8 @@ WITH old AS (
 ), kept AS (
   INSERT INTO pools AS p (name, rows_done, rows_per_s, bulk_rows_per_s)
   SELECT pool, sum(rows_done),
-    coalesce((array_agg(rows_per_s ORDER BY heartbeat_at DESC) FILTER (WHERE rows_per_s > 0))[1], 0),
+    coalesce((array_agg(rows_per_s ORDER BY heartbeat_at DESC)
+      FILTER (WHERE rows_per_s > 0 AND rows_per_s <> bulk_rows_per_s))[1], 0),
     coalesce((array_agg(bulk_rows_per_s ORDER BY heartbeat_at DESC) FILTER (WHERE bulk_rows_per_s > 0))[1], 0)
   FROM old GROUP BY pool ORDER BY pool
   ON CONFLICT (name) DO UPDATE SET rows_done = p.rows_done + excluded.rows_done,

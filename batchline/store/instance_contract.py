@@ -114,7 +114,8 @@ class Totals:
         arrived_rows: of online jobs created since `since` (see `Instances.totals`).
         done_rows: of all jobs ever, as workers have reported them with their heartbeats.
         running_rows: claimed and not finished; of a slice what is left of it.
-        rows_per_s: of one worker: the mean of the live ones, else as last measured by any; 0 when never.
+        rows_per_s: of one worker in the online lane: the mean of the live ones that were ever busy there, else as last
+            measured by any; as bulk_rows_per_s where none ever was; 0 when never.
         demands: (seconds from now, rows queued or running of slices due until then), earliest first. Paused batches
             have none.
         bulk_rows_per_s: as rows_per_s, of the bulk lane alone.

@@ -28,7 +28,8 @@ WHERE at >= coalesce(%(since)s::timestamptz, '-infinity') ORDER BY at DESC, pool
 _OF_POOL = _OF_ALL.replace("ORDER BY", "AND pool = %(pool)s ORDER BY")
 
 # Ids sort by time of creation: what arrived is a range of the primary key. Of a running slice, what is left of it.
-# What pruned workers did is kept by pool, so the sum never shrinks.
+# What pruned workers did is kept by pool, so the sum never shrinks. A worker that has had no online work yet tells the
+# speed of its slices, a hundred times as fast, for both: it says nothing of online work as long as any other knows.
 _TOTALS = """
 WITH arrived AS MATERIALIZED (
   SELECT model_id, sum(rows) AS rows FROM jobs WHERE id >= %(from)s AND lane = 'online' GROUP BY 1
@@ -39,14 +40,17 @@ WITH arrived AS MATERIALIZED (
   SELECT m.pool, sum(a.rows) AS arrived, sum(r.rows) AS running
   FROM models m LEFT JOIN arrived a ON a.model_id = m.id LEFT JOIN running r ON r.model_id = m.id GROUP BY 1
 ), of_workers AS MATERIALIZED (
-  SELECT pool, sum(rows_done) AS done, avg(rows_per_s) FILTER (WHERE rows_per_s > 0 AND lease_until > now()) AS rate,
-    (array_agg(rows_per_s ORDER BY heartbeat_at DESC) FILTER (WHERE rows_per_s > 0))[1] AS last_rate,
+  SELECT pool, sum(rows_done) AS done,
+    avg(rows_per_s) FILTER (WHERE rows_per_s > 0 AND rows_per_s <> bulk_rows_per_s AND lease_until > now()) AS rate,
+    (array_agg(rows_per_s ORDER BY heartbeat_at DESC)
+      FILTER (WHERE rows_per_s > 0 AND rows_per_s <> bulk_rows_per_s))[1] AS last_rate,
     avg(bulk_rows_per_s) FILTER (WHERE bulk_rows_per_s > 0 AND lease_until > now()) AS bulk,
     (array_agg(bulk_rows_per_s ORDER BY heartbeat_at DESC) FILTER (WHERE bulk_rows_per_s > 0))[1] AS last_bulk
   FROM workers GROUP BY 1
 )
 SELECT pool, coalesce(m.arrived, 0), coalesce(w.done, 0) + coalesce(p.rows_done, 0), coalesce(m.running, 0),
-  coalesce(w.rate, w.last_rate, p.rows_per_s, 0), coalesce(w.bulk, w.last_bulk, p.bulk_rows_per_s, 0)
+  coalesce(w.rate, w.last_rate, nullif(p.rows_per_s, 0), w.bulk, w.last_bulk, p.bulk_rows_per_s, 0),
+  coalesce(w.bulk, w.last_bulk, p.bulk_rows_per_s, 0)
 FROM of_models m FULL JOIN of_workers w USING (pool)
 LEFT JOIN (SELECT name AS pool, rows_done, rows_per_s, bulk_rows_per_s FROM pools) p USING (pool) ORDER BY pool
 """

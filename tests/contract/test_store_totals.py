@@ -67,6 +67,28 @@ def test_what_workers_have_done_stays_done_when_they_are_pruned(store, database_
     assert (after.done_rows, after.rows_per_s, after.bulk_rows_per_s) == (22, 3.0, 180.0)
 
 
+def test_workers_that_have_done_slices_alone_do_not_say_how_fast_online_work_goes(store, database_url):
+    """They tell the speed of slices for both; it counts as long as nobody, alive, dead or pruned, knows better."""
+
+    def speeds():
+        cpu = _totals(store)["cpu"]
+        return cpu.rows_per_s, cpu.bulk_rows_per_s
+
+    slices = stack.a_worker(store)
+    _beat(store, slices, rows_per_s=5000.0, bulk_rows_per_s=5000.0)
+    assert speeds() == (5000.0, 5000.0)
+    both = stack.a_worker(store)
+    _beat(store, both, rows_per_s=50.0, bulk_rows_per_s=3000.0)
+    assert speeds() == (50.0, 4000.0)
+    store.workers.bury([both])
+    assert speeds() == (50.0, 5000.0)
+    store.workers.bury([slices])
+    stack.query(database_url, "UPDATE workers SET lease_until = now() - interval '2 days'")
+    store.chores.prune(results_kept_s=1e7, jobs_kept_s=1e7, keys_kept_s=1e7)
+    _beat(store, stack.a_worker(store), rows_per_s=4000.0, bulk_rows_per_s=4000.0)
+    assert speeds() == (50.0, 4000.0)
+
+
 def test_so_many_deadlines_are_told_and_no_more(store, model, monkeypatch):
     """The earliest; however many batches are open, a look makes so many probes."""
     monkeypatch.setattr(scalings, "_DEMANDS", scalings._DEMANDS.replace(f"LIMIT {scalings.DEADLINES}", "LIMIT 2"))
