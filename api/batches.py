@@ -21,7 +21,7 @@ from api.batch_shapes import batch_json, batch_list_json
 from api.files import FileRoutes, not_kept
 from api.http import answer, check_json, headers_of, read_body
 from api.owned import owned
-from api.queries import query_of, refused, whole_number
+from api.queries import an_id, query_of, whole_number
 from api.schedule_runs import Runs
 from api.schedules import ScheduleRoutes
 from api.services import Services
@@ -141,10 +141,7 @@ class BatchRoutes:
         principal = await self._s.keys.check(headers_of(request.scope), "read")
         query = query_of(request.scope["query_string"], ("after", "limit"))
         limit = whole_number(query, "limit", default=20, least=1, most=100)
-        try:
-            after = parse_batch_id(query["after"]) if "after" in query else None
-        except NotFoundError:
-            raise refused("after", "must be the id of a batch") from None
+        after = an_id(query, "after", parse_batch_id, "batch")
         page = await self._s.ask(lambda: self._s.store.batches.list(principal.tenant_id, after=after, limit=limit))
         costs = await self._s.ask(lambda: self._s.store.costs.of_batches([view.id for view in page.batches]))
         return answer(200, batch_list_json(list(page.batches), costs, has_more=page.has_more))

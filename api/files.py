@@ -18,7 +18,7 @@ from litestar.response.base import ASGIResponse
 from api.batch_shapes import deleted_json, file_json, file_list_json
 from api.http import answer, headers_of
 from api.owned import owned
-from api.queries import query_of, refused, whole_number
+from api.queries import an_id, query_of, refused, whole_number
 from api.services import Services
 from api.streams import streamed
 from api.uploads import Form, read_form
@@ -108,10 +108,7 @@ class FileRoutes:
         limit = whole_number(query, "limit", default=_MOST, least=1, most=_MOST)
         if query.get("order", "desc") not in ("asc", "desc"):
             raise refused("order", "must be asc or desc")
-        try:
-            after = parse_file_id(query["after"]) if "after" in query else None
-        except NotFoundError:
-            raise refused("after", "must be the id of a file") from None
+        after = an_id(query, "after", parse_file_id, "file")
         purpose = query.get("purpose")
         if purpose is not None and "\0" in purpose:
             raise refused("purpose", "must be a purpose")

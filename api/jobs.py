@@ -12,7 +12,7 @@ from litestar.handlers import HTTPRouteHandler
 from api import prefer
 from api.admission import idempotency_key
 from api.http import Answer, Call, answer, check_json, headers_of, read_body
-from api.queries import query_of, refused, whole_number
+from api.queries import an_id, query_of, refused, whole_number
 from api.services import Services
 from api.shapes import as_json, job_body, job_json, list_json
 from batchline.batch import parse_batch_id
@@ -95,14 +95,8 @@ class JobRoutes:
             status = Status(query["status"]) if "status" in query else None
         except ValueError:
             raise refused("status", f"must be one of {', '.join(Status)}") from None
-        try:
-            after = parse_id(query["after"]) if "after" in query else None
-        except NotFoundError:
-            raise refused("after", "must be the id of a job") from None
-        try:
-            batch = parse_batch_id(query["batch"]) if "batch" in query else None
-        except NotFoundError:
-            raise refused("batch", "must be the id of a batch") from None
+        after = an_id(query, "after", parse_id, "job")
+        batch = an_id(query, "batch", parse_batch_id, "batch")
         model = query.get("model")
         if model is not None and "\0" in model:
             raise refused("model", "must be the name of a model")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import uuid
+from collections.abc import Callable, Collection, Mapping
 from urllib.parse import parse_qsl
 
-from batchline.errors import Fault, InvalidRequestError
+from batchline.errors import Fault, InvalidRequestError, NotFoundError
 
 
 def query_of(raw: bytes, known: Collection[str]) -> dict[str, str]:
@@ -36,6 +37,18 @@ def whole_number(query: Mapping[str, str], name: str, *, default: int, least: in
     if not text.isascii() or not text.isdigit() or len(text) > 18 or not least <= int(text) <= most:
         raise refused(name, f"must be a whole number from {least} to {most}")
     return int(text)
+
+
+def an_id(query: Mapping[str, str], name: str, parse: Callable[[str], uuid.UUID], what: str) -> uuid.UUID | None:
+    """A parameter as the id of `what`; None without it.
+
+    Raises:
+        InvalidRequestError: it cannot be one.
+    """
+    try:
+        return parse(query[name]) if name in query else None
+    except NotFoundError:
+        raise refused(name, f"must be the id of a {what}") from None
 
 
 def refused(name: str, detail: str) -> InvalidRequestError:

@@ -17,7 +17,7 @@ from litestar.response.base import ASGIResponse
 from api.admission import idempotency_key
 from api.http import answer, check_json, headers_of, read_body
 from api.owned import owned
-from api.queries import query_of, refused, whole_number
+from api.queries import an_id, query_of, refused, whole_number
 from api.schedule_runs import Runs
 from api.schedule_shapes import deleted_json, list_json, run_json, runs_json, schedule_json
 from api.services import Services
@@ -89,10 +89,7 @@ class ScheduleRoutes:
         principal = await self._s.keys.check(headers_of(request.scope), "read")
         query = query_of(request.scope["query_string"], ("after", "limit"))
         limit = whole_number(query, "limit", default=20, least=1, most=100)
-        try:
-            after = parse_schedule_id(query["after"]) if "after" in query else None
-        except NotFoundError:
-            raise refused("after", "must be the id of a schedule") from None
+        after = an_id(query, "after", parse_schedule_id, "schedule")
         views = await self._s.ask(
             lambda: self._s.store.schedules.list(principal.tenant_id, after=after, limit=limit + 1)
         )
