@@ -15,9 +15,22 @@ from aws_faults import AwsFaults
 from botocore.retries import standard
 from moto.server import ThreadedMotoServer
 
+from autoscaler.providers.contract import Provider, ProviderError, Trouble
+from batchline.store.instance_contract import Launch
+
 REGION = "eu-central-1"
 ZONES = tuple(f"{REGION}{letter}" for letter in "abc")
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "MOTO_EC2_LOAD_DEFAULT_AMIS": "false"}
+
+
+class HandClock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 @functools.cache
@@ -110,3 +123,15 @@ def cloud(clock: Callable[[], float]) -> Generator[Cloud]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def launched(made: Provider, launch: Launch, clock: HandClock, tries: int = 200) -> list[str]:
+    """As the scaler does it: the same launch again, every ten seconds, until its outcome is known."""
+    for _ in range(tries):
+        try:
+            return [i.id for i in made.launch(launch)]
+        except ProviderError as e:
+            if e.trouble not in (Trouble.UNKNOWN, Trouble.THROTTLED):
+                raise
+            clock.now += 10
+    raise AssertionError("never told")

@@ -16,9 +16,9 @@ from typing import Any
 
 import msgspec
 
-from autoscaler.providers import aws, ec2_fleet
+from autoscaler.providers import aws
+from autoscaler.providers.aws_pool import AwsPool
 from autoscaler.providers.contract import Found, ProviderError, Trouble
-from autoscaler.providers.prices import Prices
 from batchline.errors import SettingsError
 from batchline.store.instance_contract import Launch, NewInstance
 
@@ -74,22 +74,14 @@ class Group:
     tags: frozenset[tuple[str, str]]
 
 
-class AsgProvider:
+class AsgProvider(AwsPool[Options]):
     """One group. Its memory bridges the time that Describe calls lag behind."""
 
     name = "asg"
 
     def __init__(self, pool: str, options: Options, *, stack: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """Args:
-        pool: whose workers.
-        options: as configured.
-        stack: the tag `batchline:stack`.
-        clock: seconds.
-        """
-        self.stale_s = options.stale_s
-        self._pool, self._options, self._stack, self._clock = pool, options, stack, clock
-        self._aws = aws.Aws(options.region, options.endpoint_url)
-        self._prices = Prices(self._aws, sorted(options.on_demand_prices), options.on_demand_prices, clock=clock)
+        """As `AwsPool`; asks nobody anything yet."""
+        super().__init__(pool, options, sorted(options.on_demand_prices), stack=stack, clock=clock)
         self._taken: dict[str, uuid.UUID] = {}
         self._ended: set[str] = set()
         self._desired: tuple[float, int] | None = None
@@ -129,7 +121,7 @@ class AsgProvider:
         """
         with self._lock:
             first = self._first.setdefault(launch.id, self._clock())
-            known = {x["InstanceId"]: x for x in aws.instances(self._aws, self._ours())}
+            known = {x["InstanceId"]: x for x in self._described()}
             taken = {id_: by for id_, x in known.items() if (by := aws.launch_id_of(x)) is not None} | self._taken
             mine = [self._entered(id_, known) for id_, by in taken.items() if by == launch.id]
             if len(mine) >= launch.count:
@@ -160,7 +152,7 @@ class AsgProvider:
         self._prices.refresh()
         listed = [
             Found(self._found(x), self._pool, launch, aws.state_of(x) == "shutting-down", aws.age_s(x))
-            for x in aws.instances(self._aws, self._ours() | {"instance-state-name": aws.LIVING})
+            for x in self._described(instance_state_name=aws.LIVING)
             for launch in [aws.launch_id_of(x) or self._taken.get(x["InstanceId"])]
         ]
         # A launch that another scaler has seen to the end since is never called here again: it is waited for no longer.
@@ -236,9 +228,6 @@ class AsgProvider:
             return self._desired[1]
         return group.desired
 
-    def _ours(self) -> dict[str, Sequence[str]]:
-        return {f"tag:{aws.STACK_TAG}": [self._stack], f"tag:{aws.POOL_TAG}": [self._pool]}
-
     def _take(
         self,
         launch: Launch,
@@ -299,8 +288,3 @@ class AsgProvider:
 
     def _entered(self, id_: str, known: dict[str, dict[str, Any]]) -> NewInstance:
         return self._found(known[id_]) if id_ in known else NewInstance(id_)
-
-    def _found(self, described: dict[str, Any]) -> NewInstance:
-        kind, market = described.get("InstanceType", ""), ec2_fleet.market_of(described)
-        zone = described.get("Placement", {}).get("AvailabilityZone", "")
-        return ec2_fleet.found(described, self._prices.of(kind, zone, market), self._prices.on_demand(kind))

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from autoscaler.providers import aws, ec2_check, ec2_fleet
+from autoscaler.providers.aws_pool import AwsPool
 from autoscaler.providers.contract import Found, ProviderError, Trouble
 from autoscaler.providers.ec2_fleet import ON_DEMAND, SPOT, Answer, Brought, Course, Pool
 from autoscaler.providers.ec2_options import Options
-from autoscaler.providers.prices import Prices
 from autoscaler.providers.user_data import user_data
 from batchline.store.instance_contract import Launch, NewInstance
 
@@ -34,7 +34,7 @@ END_BATCH = 100
 _IDS = re.compile(r"i-[0-9a-f]+")
 
 
-class Ec2SpotProvider:
+class Ec2SpotProvider(AwsPool[Options]):
     """Instances of one pool.
 
     Its memory (what has no capacity, which fleets a launch asked for) spares calls; a new process does without.
@@ -43,16 +43,8 @@ class Ec2SpotProvider:
     name = "ec2-spot"
 
     def __init__(self, pool: str, options: Options, *, stack: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """Args:
-        pool: whose workers.
-        options: as configured.
-        stack: the tag `batchline:stack`.
-        clock: seconds.
-        """
-        self.stale_s = options.stale_s
-        self._pool, self._options, self._stack, self._clock = pool, options, stack, clock
-        self._aws = aws.Aws(options.region, options.endpoint_url)
-        self._prices = Prices(self._aws, options.types, options.on_demand_prices, clock=clock)
+        """As `AwsPool`; asks nobody anything yet."""
+        super().__init__(pool, options, options.types, stack=stack, clock=clock)
         self._zones: dict[str, str] = {}
         self._template = options.launch_template
         self._rests: dict[Pool, float] = {}
@@ -98,7 +90,7 @@ class Ec2SpotProvider:
                 ending=aws.state_of(described) == "shutting-down",
                 age_s=aws.age_s(described),
             )
-            for described in self._described()
+            for described in self._described(instance_state_name=aws.LIVING)
         ]
 
     def end(self, instance_ids: Sequence[str]) -> None:
@@ -164,7 +156,11 @@ class Ec2SpotProvider:
             raise ProviderError(
                 Trouble.UNKNOWN, f"launch {launch.id} was asked for before in other words; what it brought shows soon."
             )
-        mine = [self._found(one) for one in self._described() if aws.launch_id_of(one) == launch.id]
+        mine = [
+            self._found(one)
+            for one in self._described(instance_state_name=aws.LIVING)
+            if aws.launch_id_of(one) == launch.id
+        ]
         if not mine:
             raise ProviderError(Trouble.CAPACITY, f"launch {launch.id} was asked for before and brought nothing.")
         return mine
@@ -194,14 +190,6 @@ class Ec2SpotProvider:
         parts = [[one for one in ids if one not in named]] if named else [[one] for one in ids]
         troubles = [self._end(part) for part in parts if part]
         return next((one for one in reversed(troubles) if one), None)
-
-    def _described(self) -> list[dict[str, Any]]:
-        named = {
-            f"tag:{aws.STACK_TAG}": [self._stack],
-            f"tag:{aws.POOL_TAG}": [self._pool],
-            "instance-state-name": aws.LIVING,
-        }
-        return aws.instances(self._aws, named)
 
     def _ready_template(self) -> str:
         if not self._template:
@@ -243,11 +231,6 @@ class Ec2SpotProvider:
             except ProviderError as e:
                 log.warning("zones of subnets are not known: %s", e)
         return self._zones.get(place, "") if self._options.subnets else place
-
-    def _found(self, described: dict[str, Any]) -> NewInstance:
-        kind, market = described.get("InstanceType", ""), ec2_fleet.market_of(described)
-        zone = described.get("Placement", {}).get("AvailabilityZone", "")
-        return ec2_fleet.found(described, self._prices.of(kind, zone, market), self._prices.on_demand(kind))
 
 
 def template_data(options: Options, stack: str, pool: str, region: str) -> dict[str, Any]:

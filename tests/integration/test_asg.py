@@ -8,23 +8,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from aws_cloud import REGION, Cloud, cloud
+from aws_cloud import REGION, Cloud, HandClock, cloud, launched
 
 from autoscaler.providers.asg import AsgProvider, Options
 from autoscaler.providers.contract import ProviderError, Trouble
 from batchline.errors import SettingsError
 from batchline.store.instance_contract import Launch
-
-
-class HandClock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
 
 clock = HandClock()
 
@@ -56,18 +45,6 @@ def a_launch(pool: str, count: int, total: int) -> Launch:
     return Launch(uuid.uuid4(), pool, "asg", count, total, datetime.now(UTC))
 
 
-def launched(made: AsgProvider, launch: Launch) -> list[str]:
-    """As the scaler does it: the same launch again until its outcome is known."""
-    for _ in range(200):
-        try:
-            return [i.id for i in made.launch(launch)]
-        except ProviderError as e:
-            if e.trouble not in (Trouble.UNKNOWN, Trouble.THROTTLED):
-                raise
-            clock.now += 10
-    raise AssertionError("never told")
-
-
 def described(aws: Cloud, group: str) -> dict[str, Any]:
     found = aws.client("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[group])
     return found["AutoScalingGroups"][0]
@@ -79,9 +56,9 @@ def test_a_launch_takes_what_the_group_brings(aws: Cloud, pool: str) -> None:
     made = provider(aws, pool, group)
     made.check()
     one, two = a_launch(pool, 2, 2), a_launch(pool, 1, 3)
-    first, second = launched(made, one), launched(made, two)
+    first, second = launched(made, one, clock), launched(made, two, clock)
     assert len({*first, *second}) == 3
-    assert launched(provider(aws, pool, group), one) == first
+    assert launched(provider(aws, pool, group), one, clock) == first
     assert described(aws, group)["DesiredCapacity"] == 3
     assert all(i["ProtectedFromScaleIn"] for i in described(aws, group)["Instances"])
     assert {f.instance.id: f.launch_id for f in made.list()} == dict.fromkeys(first, one.id) | dict.fromkeys(
@@ -93,7 +70,7 @@ def test_a_drained_instance_is_taken_out_and_not_replaced(aws: Cloud, pool: str)
     """The chosen one ends, the group wants one fewer; what is gone already is fine, also among others."""
     group = aws.group("test", pool)
     made = provider(aws, pool, group)
-    a, b, c = launched(made, a_launch(pool, 3, 3))
+    a, b, c = launched(made, a_launch(pool, 3, 3), clock)
     made.end([b])
     made.end([b, "i-0123456789abcdef0", c])
     assert aws.proxy.alive(pool) == [a]
@@ -104,7 +81,7 @@ def test_max_size_is_never_exceeded(aws: Cloud, pool: str) -> None:
     """A part up to MaxSize; then CAPACITY, which says what limits."""
     group = aws.group("test", pool, most=2)
     made = provider(aws, pool, group)
-    assert len(launched(made, a_launch(pool, 3, 3))) == 2
+    assert len(launched(made, a_launch(pool, 3, 3), clock)) == 2
     with pytest.raises(ProviderError, match="MaxSize") as caught:
         made.launch(a_launch(pool, 1, 3))
     assert caught.value.trouble is Trouble.CAPACITY
@@ -119,7 +96,7 @@ def test_what_does_not_come_is_given_up(aws: Cloud, pool: str) -> None:
     aws.proxy.stale_s = 60.0  # longer than its patience: as if none came
     launch = a_launch(pool, 2, 2)
     with pytest.raises(ProviderError) as caught:
-        launched(made, launch)
+        launched(made, launch, clock)
     assert caught.value.trouble is Trouble.CAPACITY
     assert described(aws, group)["DesiredCapacity"] == 0
 
@@ -133,7 +110,7 @@ def test_a_launch_that_another_scaler_has_finished_hides_nothing(aws: Cloud, poo
     with pytest.raises(ProviderError, match="so far"):
         made.launch(launch)
     clock.now += 61
-    assert len(launched(provider(aws, pool, group), launch)) == 1
+    assert len(launched(provider(aws, pool, group), launch, clock)) == 1
     aws.proxy.stale_s = 0.0
     aws.client("autoscaling").set_desired_capacity(AutoScalingGroupName=group, DesiredCapacity=2)
     clock.now += 61
@@ -153,7 +130,7 @@ def test_a_bad_hour(aws: Cloud, pool: str, restarted: bool) -> None:
         if restarted:
             made = provider(aws, pool, group)
             clock.now += 61
-        brought += launched(made, a_launch(pool, 2, 2 * n + 2))
+        brought += launched(made, a_launch(pool, 2, 2 * n + 2), clock)
     assert len(set(brought)) == 6
     assert sorted(brought) == sorted(aws.proxy.alive(pool))
     assert aws.proxy.peak[pool] == 6

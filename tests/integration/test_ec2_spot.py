@@ -9,24 +9,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from aws_cloud import REGION, ZONES, Cloud, cloud
+from aws_cloud import REGION, ZONES, Cloud, HandClock, cloud, launched
 
 from autoscaler.providers.contract import ProviderError, Trouble
 from autoscaler.providers.ec2_spot import Ec2SpotProvider, Options
 from autoscaler.providers.user_data import Worker
 from batchline.errors import SettingsError
 from batchline.store.instance_contract import Launch
-
-
-class HandClock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
 
 clock = HandClock()
 TYPES = ("m5.large", "c5.large")
@@ -68,18 +57,6 @@ def provider(aws: Cloud, pool: str, **changed: Any) -> Ec2SpotProvider:
 
 def a_launch(pool: str, count: int = 1, total: int | None = None) -> Launch:
     return Launch(uuid.uuid4(), pool, "ec2-spot", count, total or count, datetime.now(UTC))
-
-
-def launched(made: Ec2SpotProvider, launch: Launch, tries: int = 200) -> list[str]:
-    """As the scaler does it: the same launch again until its outcome is known."""
-    for _ in range(tries):
-        try:
-            return [i.id for i in made.launch(launch)]
-        except ProviderError as e:
-            if e.trouble not in (Trouble.UNKNOWN, Trouble.THROTTLED):
-                raise
-            clock.now += 10
-    raise AssertionError("never told")
 
 
 def test_what_is_launched_is_known_by_type_zone_market_and_price(aws: Cloud, pool: str) -> None:
@@ -205,7 +182,7 @@ def test_a_launch_asked_for_in_other_words_is_found_by_its_tag(aws: Cloud, pool:
         before.launch(launch)
     aws.proxy.stale_s = 60
     after = provider(aws, pool)
-    ids = launched(after, launch)
+    ids = launched(after, launch, clock)
     assert len(ids) == 2
     assert len(aws.proxy.alive(pool)) == 3
 
@@ -319,6 +296,6 @@ def test_a_bad_hour(aws: Cloud, pool: str) -> None:
             made = provider(aws, pool, on_demand_fallback=True)
         launch = a_launch(pool, 2, total=2 * n + 2)
         wanted[str(launch.id)] = 2
-        assert len(launched(made, launch)) == 2
+        assert len(launched(made, launch, clock)) == 2
     assert len(aws.proxy.alive(pool)) == 12
     assert not aws.proxy.duplicates(f"s-{pool}", wanted)

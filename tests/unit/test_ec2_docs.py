@@ -18,7 +18,7 @@ SECTION = (ROOT / "docs" / "autoscaler.md").read_text().split("\n## EC2\n")[1].s
 SERVICES = {"describe_auto_scaling_groups", "set_desired_capacity", "set_instance_protection"} | {
     "terminate_instance_in_auto_scaling_group"
 }
-FILES = ("asg", "aws", "ec2_check", "ec2_spot", "prices")
+FILES = ("asg", "aws", "aws_pool", "ec2_check", "ec2_spot", "prices")
 
 
 def examples(kind: str) -> list[str]:
