@@ -51,13 +51,16 @@ class _OneWay:
         self._connection = connection
         self._connection.retry = Retry(NoBackoff(), 0)  # the next call is the next try
         self._stands = self._answers = False
-        self._heard_at = 0.0
+        self._heard_at = self._failed_at = 0.0
         self._asked_at: float | None = None
         self._lock = threading.Lock()
 
     def say(self, *command: str | bytes) -> None:
-        """Send a command; raises when Redis is seen not to be there."""
+        """Send a command; raises when Redis is seen not to be there, by us or by whom we waited for."""
+        came_at = time.monotonic()
         with self._lock:
+            if self._failed_at > came_at:
+                raise redis.ConnectionError("it did not answer another thread")
             try:
                 if not self._still_stands():
                     self._connect()
@@ -67,7 +70,7 @@ class _OneWay:
                 elif self._asked_at is None and time.monotonic() - self._heard_at > HEALTH_S:
                     self._ask()
             except BaseException:
-                self._stands = False
+                self._stands, self._failed_at = False, time.monotonic()
                 raise
 
     def close(self) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -92,6 +95,24 @@ def test_a_connection_that_leads_nowhere_is_left(
         until(is_heard, within_s=20, what="what is said is heard again")
         speaker.close()
         listener.close()
+
+
+def test_a_redis_that_hangs_is_tried_by_one_thread_for_all() -> None:
+    """It takes connections and never answers: those who want to say something meanwhile do not wait one by one."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as deaf, ThreadPoolExecutor(8) as threads:
+        hints = Hints(f"redis://127.0.0.1:{deaf.getsockname()[1]}/0")
+        together = threading.Barrier(8)
+
+        def say(_: int) -> None:
+            together.wait()
+            hints.publish([uuid.uuid4()])
+
+        list(threads.map(say, range(8)))
+        deaf.setblocking(False)
+        deaf.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            deaf.accept()
+        hints.close()
 
 
 def test_who_may_not_silence_redis_is_answered(server: Any, valkey: ValkeyServer) -> None:
