@@ -11,15 +11,14 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-import psycopg2
 import pytest
 import stack
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from state_machines import assert_finds, bound, settings_of
 
 from batchline.job import ClaimedJob, Lane
-from batchline.store import Store, instances, open_store
+from batchline.store import Store, instances
 from batchline.store.contract import Pulse
 from batchline.store.instance_contract import Launch, NewInstance
 
@@ -198,26 +197,13 @@ class Machine(RuleBasedStateMachine):
 
 @pytest.fixture
 def machine(database_url: str) -> Iterator[Any]:
-    """A machine over three stores on the test's database, watched by the trigger."""
-    stack.query(database_url, WATCH)
-    stores = [open_store(database_url, connections=1) for _ in range(3)]
-    kind = type("Bound", (Machine,), {"stores": stores})
-    kind.model_id = stores[0].catalogue.register_model(stack.a_spec())
-    yield kind
-    for store in stores:
-        store.close()
-
-
-def _settings(sequences: int, **changes: Any) -> settings:
-    return settings(
-        max_examples=sequences, stateful_step_count=30, deadline=None, database=None,
-        suppress_health_check=list(HealthCheck), derandomize=sequences < 1000, **changes,
-    )  # fmt: skip
+    with bound(Machine, database_url, WATCH) as kind:
+        yield kind
 
 
 def test_the_ledger_keeps_its_word(machine):
     """For BATCHLINE_TEST_SEQUENCES sequences of up to 30 calls."""
-    run_state_machine_as_test(machine, settings=_settings(SEQUENCES))
+    run_state_machine_as_test(machine, settings=settings_of(SEQUENCES))
 
 
 MUTANTS = {
@@ -231,9 +217,4 @@ MUTANTS = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_machine_can_fail(machine, monkeypatch, name):
     """With a guard cut out of the SQL the same machine finds what it was for."""
-    statement, guard, instead = MUTANTS[name]
-    mutant = getattr(instances, statement).replace(guard, instead)
-    assert mutant != getattr(instances, statement)
-    monkeypatch.setattr(instances, statement, mutant)
-    with pytest.raises((AssertionError, psycopg2.Error, ExceptionGroup)):
-        run_state_machine_as_test(machine, settings=_settings(150, phases=[Phase.generate], print_blob=False))
+    assert_finds(machine, monkeypatch, instances, MUTANTS[name], 150)
