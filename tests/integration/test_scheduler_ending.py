@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import threading
-import time
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -13,6 +11,7 @@ import pyarrow as pa
 import pytest
 import stack
 from scheduler_rig import Rig
+from system import until
 
 from batchline import failpoints
 from batchline.batch import BatchFault, DataSet, Input, Output, Requests, Staged, part_key
@@ -231,9 +230,7 @@ def test_two_enders_end_each_batch_once(rig, tmp_path):
     stations = [rig.ender.station(), Running(rig.store, tmp_path).ender.station()]
     for one in stations:
         one.start()
-    deadline = time.monotonic() + 20
-    while any(rig.read(b).status != "completed" for b in batches) and time.monotonic() < deadline:
-        threading.Event().wait(0.05)
+    until(lambda: all(rig.read(b).status == "completed" for b in batches), within_s=20, what="all have ended")
     for one in stations:
         one.close(5)
     assert {rig.read(b).status for b in batches} == {"completed"}

@@ -9,6 +9,7 @@ import time
 import msgspec
 import pytest
 from scheduler_rig import Rig
+from system import until
 
 from batchline.batch import DataSet, Input, Output, Requests, Slice, rows_to_bits
 from batchline.errors import SourceUnavailableError
@@ -194,9 +195,7 @@ def test_two_schedulers_plan_a_batch_once(rig, tmp_path):
     stations = [rig.planner.station(), other.planner.station()]
     for one in stations:
         one.start()
-    deadline = time.monotonic() + 20
-    while any(rig.read(b).status == "validating" for b in batches) and time.monotonic() < deadline:
-        threading.Event().wait(0.05)
+    until(lambda: all(rig.read(b).status != "validating" for b in batches), within_s=20, what="all are planned")
     for one in stations:
         one.close(5)
     assert {rig.read(b).status for b in batches} == {"in_progress"}
