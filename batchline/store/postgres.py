@@ -2,7 +2,7 @@
 
 Every call is one short autocommitted statement, or one short transaction where it says so: it works behind a pgbouncer
 in transaction mode, and no transaction of ours stays open. Whoever locks rows of several tables takes them in this
-order: schedules, batches, jobs (by id), slices.
+order: schedules, idempotency keys, the tenant's lock of `open_batches`, batches, jobs (by id), slices.
 """
 
 from __future__ import annotations
