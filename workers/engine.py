@@ -29,7 +29,7 @@ from workers.bulk import Bulk, BulkTurn, RunSlice
 from workers.claiming import Claimer, Gathered
 from workers.collate import MicroBatch, collate
 from workers.finishing import Finisher, encode
-from workers.leaving import Leave
+from workers.leaving import Leave, give_back
 from workers.models import LoadedModel, Models
 from workers.predict import Predicted, Predictor, Sizes
 from workers.turns import Slot, Turns
@@ -312,7 +312,7 @@ class Engine:
         return {"model": hand.model.spec.ref, "jobs": len(hand.gathered.jobs), "error": code}
 
     def _give_back(self, hand: _Hand) -> dict[str, Any]:
-        self._claims.give_back(hand.worker_id, hand.gathered.jobs)
+        give_back(self._claims, hand.worker_id, hand.gathered.jobs)
         return {"model": hand.model.spec.ref, "jobs": 0, "given_back": len(hand.gathered.jobs)}
 
     def _unloadable(self, head: Head, lane: Lane, error: ModelError) -> dict[str, Any]:

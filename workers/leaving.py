@@ -15,8 +15,13 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
 
+from batchline.errors import StoreUnavailableError
+from batchline.job import ClaimedJob
+from batchline.retry import backoff_s
+from batchline.store.contract import Claims
 from workers.turns import Turns
 
 log = logging.getLogger("workers")
@@ -24,6 +29,28 @@ log = logging.getLogger("workers")
 GIVE_BACK_S = 30.0
 """The longest that giving back may take; then the process is ended, and its lease brings the jobs back."""
 _STEP_S = 0.2
+_INSIST_S = 10.0
+"""So long is Postgres asked again to take jobs back: it may be restarting, and a lease takes longer to run out."""
+
+
+def give_back(claims: Claims, worker_id: uuid.UUID, jobs: Sequence[ClaimedJob]) -> None:
+    """Have jobs queued again, uncharged.
+
+    Raises:
+        StoreUnavailableError: Postgres stays away; the lease brings them back.
+    """
+    deadline = time.monotonic() + _INSIST_S
+    tries = 0
+    while True:
+        try:
+            claims.give_back(worker_id, jobs)
+            return
+        except StoreUnavailableError:
+            tries += 1
+            wait_s = backoff_s(tries, base_s=0.1, cap_s=1.0)
+            if time.monotonic() + wait_s > deadline:
+                raise
+            time.sleep(wait_s)
 
 
 class Leave:

@@ -37,6 +37,7 @@ from batchline.retry import backoff_s
 from batchline.settings import Settings
 from batchline.store.batch_contract import FinishedSlice, Slices, SliceWork
 from batchline.store.contract import Claims, Failure
+from workers.leaving import give_back
 from workers.models import LoadedModel
 from workers.pipeline import Behind, Channel, ClosedError, ahead
 from workers.predict import Pace, Predictor
@@ -178,7 +179,7 @@ class SliceRunner:
             STALE.inc()
             return summary | {"stale": True}
         except _DrainingError:
-            self._claims.give_back(worker_id, [job])
+            give_back(self._claims, worker_id, [job])
             return summary | {"jobs": 0, "given_back": 1}
         except Exception as e:
             return summary | self._failed(run, e)

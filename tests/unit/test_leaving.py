@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import threading
 import time
+import uuid
+from typing import Any
 
 import pytest
 
+from batchline.errors import StoreUnavailableError
 from batchline.job import ClaimedJob, new_job_id
-from workers.leaving import Leave
+from workers import leaving
+from workers.leaving import Leave, give_back
 from workers.turns import Turns
 
 
@@ -118,3 +122,28 @@ def test_the_way_out_is_noted_first_and_ends_the_process_if_nothing_else_does(
         leave.begin("spot", 0.1)
         out.join(20)
     assert steps == ["noted", "stopped", 1]
+
+
+class Away:
+    """Postgres, away for the first so many questions."""
+
+    def __init__(self, questions: float) -> None:
+        self.left = questions
+        self.given: list[Any] = []
+
+    def give_back(self, worker_id: uuid.UUID, jobs: Any) -> set[uuid.UUID]:
+        self.left -= 1
+        if self.left >= 0:
+            raise StoreUnavailableError("away")
+        self.given += jobs
+        return {job.id for job in jobs}
+
+
+def test_a_postgres_that_restarts_takes_back_what_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the slice would wait for the lease of a worker that has left; who stays away is not asked for ever."""
+    job, claims = a_job(), Away(3)
+    give_back(claims, uuid.uuid4(), [job])
+    assert claims.given == [job]
+    monkeypatch.setattr(leaving, "_INSIST_S", 0.2)
+    with pytest.raises(StoreUnavailableError):
+        give_back(Away(float("inf")), uuid.uuid4(), [job])
