@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ def own_valkey() -> Iterator[ValkeyServer]:
 def test_a_redis_that_refuses_ends_no_worker(
     store: Store, database_url: str, own_valkey: ValkeyServer, tmp_path: Path
 ) -> None:
-    """Demoted to a replica, and full: work is found unasked meanwhile, also by a worker that starts then. As soon as
-    Redis is well again, nudges are heard again."""
+    """Demoted to a replica, and full: work is found unasked meanwhile, by a worker that starts then too, and SIGTERM is
+    obeyed. As soon as Redis is well again, nudges are heard again."""
     rig = Rig(store, own_valkey.url, tmp_path / "models")
     model = rig.add("double", small_models.double(rig.repository / "source.onnx"))
     client: Any = redis.Redis.from_url(own_valkey.url)
@@ -45,9 +46,10 @@ def test_a_redis_that_refuses_ends_no_worker(
         until(lambda: "Frequent restarts" in worker.log(), worker)
         first = rig.pixels(model, [1, 2])
         until(lambda: done(first), worker)
+        assert worker.end(signal.SIGTERM) == 0
         client.execute_command("REPLICAOF", "NO", "ONE")
         client.config_set("maxmemory", "1")
-        client.client_kill_filter(_type="normal", skipme=True)
+        worker.start(PRODUCT, BATCHLINE_IDLE_POLL_S="0.5")
         second = rig.pixels(model, [1, 2])
         until(lambda: done(second), worker)
         assert worker.alive
