@@ -44,6 +44,8 @@ def given(data: object, *, key: str | None) -> Given:
         return Given({"uri": data})
     if isinstance(data, str | Path):
         return Given({}, _local(Path(data)))
+    if hasattr(data, "to_frame") and not hasattr(data, "columns"):
+        raise InvalidRequestError(f"A {type(data).__name__} is one column of a table: give what its to_frame() makes.")
     if hasattr(data, "__arrow_c_stream__") or hasattr(data, "__arrow_c_array__") or _is_pandas(data):
         return Given({"format": "parquet"}, Upload("table.parquet", _parquet(data, key)))
     rows = _rows(data)
@@ -73,15 +75,31 @@ def _parquet(data: Any, key: str | None) -> bytes:
 
     try:
         if _is_pandas(data):
+            if data.index.nlevels > 1 and key in data.index.names:
+                data = data.reset_index(level=key)
             table = pa.Table.from_pandas(data, preserve_index=key is not None and data.index.name == key)
         else:
             table = data if isinstance(data, pa.Table) else pa.table(data)
+        out = io.BytesIO()
+        # Without the metadata, which may name anything of the program that made the table.
+        pq.write_table(_writable(table).replace_schema_metadata(None), out, compression="zstd")
     except (TypeError, ValueError, NotImplementedError) as e:
         raise InvalidRequestError(f"The table cannot be read: {e}.") from e
-    out = io.BytesIO()
-    # Without the metadata, which may name anything of the program that made the table.
-    pq.write_table(table.replace_schema_metadata(None), out, compression="zstd")
     return out.getvalue()
+
+
+def _writable(table: Any) -> Any:
+    """The table with the categories of polars as plain texts: Parquet's writer does not know dictionaries of views."""
+    pa = arrow()
+    for at, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type) and pa.types.is_string_view(field.type.value_type):
+            kind = pa.dictionary(field.type.index_type, pa.string())
+            chunks = [
+                pa.DictionaryArray.from_arrays(chunk.indices, pa.array(chunk.dictionary.to_pylist(), pa.string()))
+                for chunk in table.column(at).chunks
+            ]
+            table = table.set_column(at, field.name, pa.chunked_array(chunks, kind))
+    return table
 
 
 def _rows(data: Any) -> Sequence[object]:

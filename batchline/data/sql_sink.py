@@ -60,14 +60,14 @@ class TableSink:
         self._database = Database.named(places.databases, output.database, SINK)
         self._key = context.key or ROW
         self.batch = show_batch_id(context.batch)
-        self._about = f"Table {output.table}"
+        self.about = f"Table {output.table}"
 
     def check(self, schema: pa.Schema) -> None:
         """Compare the target with the schema, or create it; make `_batchline_slices` and `TABLE_errors`.
 
         A table that is created has the columns of the schema, and for `upsert` the key as its primary key.
         """
-        with self._database.transaction(self._about) as cursor:
+        with self._database.transaction(self.about) as cursor:
             table = find_table(cursor, self._database, self._text)
             # One at a time: of two that create the same table the later fails.
             cursor.execute("SELECT pg_advisory_xact_lock(hashtext('batchline'), hashtext(%s))", (table.schema,))
@@ -81,7 +81,7 @@ class TableSink:
             if self._mode == "replace":
                 if not self._creates(cursor, table):
                     raise SinkError(
-                        f"{self._about}: replace fills a new table beside it, and Batchline's user may not create"
+                        f"{self.about}: replace fills a new table beside it, and Batchline's user may not create"
                         f" tables in {table.schema!r}; let it, or use upsert."
                     )
                 sql_replace.make_shadow(cursor, table, self._shadow(table))
@@ -99,13 +99,13 @@ class TableSink:
     def complete(self, manifest: Manifest) -> None:  # noqa: ARG002
         """With `replace`: let the new rows take the place of the old, in one transaction."""
         if self._mode == "replace":
-            with self._database.transaction(self._about) as cursor:
+            with self._database.transaction(self.about) as cursor:
                 table = self._found(cursor)
                 sql_replace.swap(cursor, table, self._shadow(table), table.beside(SLICES), self.batch)
 
     def sweep(self) -> None:
         """Drop the shadow of a batch that was not completed, and forget slices of old batches."""
-        with self._database.transaction(self._about) as cursor:
+        with self._database.transaction(self.about) as cursor:
             table = find_table(cursor, self._database, self._text)
             cursor.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(self._shadow(table).id))
             if find_oid(cursor, table.beside(SLICES)) is not None:
@@ -123,7 +123,7 @@ class TableSink:
         """
         for attempt in range(1, _TRIES + 1):
             try:
-                with self._database.transaction(self._about) as cursor:
+                with self._database.transaction(self.about) as cursor:
                     self._store(cursor, part)
                 return
             except SinkUnavailableError:
@@ -173,13 +173,13 @@ class TableSink:
 
     @cached_property
     def _target(self) -> Table:
-        with self._database.transaction(self._about, read_only=True) as cursor:
+        with self._database.transaction(self.about, read_only=True) as cursor:
             return self._found(cursor)
 
     def _found(self, cursor: Cursor) -> Table:
         table = find_table(cursor, self._database, self._text)
         if table.oid is None:
-            raise SinkError(f"{self._about} is gone from the database {self._database.name!r}; put it back and retry.")
+            raise SinkError(f"{self.about} is gone from the database {self._database.name!r}; put it back and retry.")
         return table
 
     def _create(self, cursor: Cursor, table: Table, schema: pa.Schema) -> None:
@@ -209,19 +209,19 @@ class TableSink:
         )
         found = cursor.fetchone()
         if found is None:
-            raise SinkError(f"{self._about}: there is no schema {table.schema!r}; create it.")
+            raise SinkError(f"{self.about}: there is no schema {table.schema!r}; create it.")
         return bool(found[0])
 
     def _may_create(self, cursor: Cursor, table: Table, statement: str) -> None:
         if not self._creates(cursor, table):
             raise SinkError(
-                f"{self._about}: Batchline's user may not create tables in {table.schema!r}. Let it, or create what is"
+                f"{self.about}: Batchline's user may not create tables in {table.schema!r}. Let it, or create what is"
                 f" missing and grant SELECT, INSERT, UPDATE and DELETE on it: {statement};"
             )
 
     def _compare(self, cursor: Cursor, table: Table, schema: pa.Schema) -> None:
         if table.kind not in ("r", "p"):
-            raise SinkError(f"{self._about} is a view or a foreign table; results go to tables.")
+            raise SinkError(f"{self.about} is a view or a foreign table; results go to tables.")
         columns = {c.name: c for c in read_columns(cursor, table.oid or 0)}
         for field in schema:
             self._compare_column(columns.get(field.name), field)
@@ -229,26 +229,26 @@ class TableSink:
         for column in columns.values():
             if column.not_null and not column.filled and column.name not in names:
                 raise SinkError(
-                    f"{self._about}: its column {column.name!r} must not be null and the results have none of that"
+                    f"{self.about}: its column {column.name!r} must not be null and the results have none of that"
                     " name: give it a default, or keep an input column of that name."
                 )
         needed = ["INSERT", *({"upsert": ["SELECT", "UPDATE"], "replace": ["SELECT", "DELETE"]}.get(self._mode, []))]
         for privilege in needed:
             cursor.execute("SELECT has_table_privilege(%s, %s)", (table.oid, privilege))
             if not one(cursor)[0]:
-                raise SinkError(f"{self._about}: Batchline's user lacks {privilege}; grant it.")
+                raise SinkError(f"{self.about}: Batchline's user lacks {privilege}; grant it.")
         if self._mode == "upsert":
             self._need_unique_key(cursor, table)
 
     def _compare_column(self, column: Column | None, field: pa.Field[pa.DataType]) -> None:
         wanted = sql_type(field.type, field.name)[0]
         if column is None:
-            raise SinkError(f"{self._about} has no column {field.name!r}; add it: {field.name} {wanted}.")
+            raise SinkError(f"{self.about} has no column {field.name!r}; add it: {field.name} {wanted}.")
         if column.computed:
-            raise SinkError(f"{self._about}: its column {field.name!r} is generated and cannot be written to.")
+            raise SinkError(f"{self.about}: its column {field.name!r} is generated and cannot be written to.")
         if not takes(column, field.type):
             raise SinkError(
-                f"{self._about}: its column {field.name!r} is {column.shown}, which does not take {field.type}; make it"
+                f"{self.about}: its column {field.name!r} is {column.shown}, which does not take {field.type}; make it"
                 f" {wanted}."
             )
 
@@ -256,7 +256,7 @@ class TableSink:
         if not is_unique(cursor, table.oid or 0, self._key):
             index = sql.SQL("CREATE UNIQUE INDEX ON {} ({})").format(table.id, sql.Identifier(self._key))
             raise SinkError(
-                f"{self._about}: upsert needs a unique index on its key alone; create it: {index.as_string(cursor)};"
+                f"{self.about}: upsert needs a unique index on its key alone; create it: {index.as_string(cursor)};"
             )
 
     def _shadow(self, table: Table) -> Table:
@@ -309,12 +309,26 @@ class TablePart:
         self.error_text.close()
 
     def _spool(self, into: IO[bytes], rows: pa.RecordBatch) -> None:
+        text = encode(rows)
+        if b"\0" in text:
+            raise SinkError(f"{self._sink.about}: {_with_nul(rows)} has a NUL character, which PostgreSQL cannot hold.")
         try:
-            into.write(encode(rows))
+            into.write(text)
         except OSError as e:
             raise SinkError(
                 f"There is no room on this worker for results that wait to be written: {e.strerror}."
             ) from e
+
+
+def _with_nul(rows: pa.RecordBatch) -> str:
+    """The first column with such a text, and the first row, by the value of the first column."""
+    for field, column in zip(rows.schema, rows.columns, strict=True):
+        for at, value in enumerate(column.to_pylist()):
+            if "\0" in str(value):
+                return (
+                    f"column {field.name!r} of the row whose {rows.schema.names[0]} is {rows.column(0)[at].as_py()!r}"
+                )
+    return "a text"
 
 
 def _copy(cursor: Cursor, into: Text, names: tuple[str, ...], text: IO[bytes]) -> None:

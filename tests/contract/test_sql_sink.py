@@ -169,6 +169,16 @@ def test_a_part_that_does_not_fit_leaves_nothing(scores: str) -> None:
     assert told(scores) == [1, 7, 100]
 
 
+def test_a_text_that_postgres_cannot_hold_is_told_by_row_and_column(scores: str) -> None:
+    """A NUL character; nothing of the part is stored."""
+    s = sink(scores)
+    s.check(SCHEMA)
+    bad = pa.RecordBatch.from_pylist([{"id": 1, "name": "x"}, {"id": 7, "name": "a\0b"}], schema=SCHEMA)
+    with pytest.raises(SinkError, match=r"Table scores: column 'name' of the row whose id is 7 has a NUL character"):
+        write(s, 0, rows(5), bad)
+    assert told(scores) == [1, 100]
+
+
 def test_replace_shows_all_or_nothing(scores: str) -> None:
     """Readers see the old rows until complete, then the new; complete may be repeated."""
     s = sink(scores, "replace")

@@ -178,6 +178,23 @@ def test_tables_go_as_parquet(data: object) -> None:
     assert sent.schema.metadata is None
 
 
+@pytest.mark.parametrize("category", [pl.Categorical, pl.Enum(["x", "y"])])
+def test_categories_of_polars_go_as_texts(category: Any) -> None:
+    """Arrow's writer knows no dictionaries of views."""
+    world = World(batch())
+    world.client.batch("churn", pl.DataFrame({"id": pl.Series(["x", None, "x"], dtype=category), "a": [1, 2, 3]}))
+    assert pq.read_table(io.BytesIO(world.upload[1])).column("id").to_pylist() == ["x", None, "x"]
+
+
+def test_a_level_of_an_index_may_be_the_key() -> None:
+    """The other levels are not sent."""
+    index = pd.MultiIndex.from_tuples([(1, "p"), (2, "q")], names=["id", "day"])
+    world = World(batch())
+    world.client.batch("churn", pd.DataFrame({"a": [1.0, 2.0]}, index=index), key="id")
+    sent = pq.read_table(io.BytesIO(world.upload[1])).to_pylist()
+    assert sent == [{"id": 1, "a": 1.0}, {"id": 2, "a": 2.0}]
+
+
 def test_an_index_that_is_no_key_is_not_sent() -> None:
     """A column that nobody named would be read as a feature."""
     world = World(batch())
@@ -201,7 +218,12 @@ def test_few_rows_go_along_many_are_uploaded() -> None:
     assert world.upload[0] == "rows.jsonl"
 
 
-@pytest.mark.parametrize("data", [[], 3, None, b"abc", object(), pd.Series([1])])
+@pytest.mark.parametrize(
+    "data",
+    [[], 3, None, b"abc", object(), pd.Series([1]), pl.Series("a", [1]),
+     pa.table({"id": pa.array([pa.MonthDayNano([1, 2, 3])])})],
+    ids=lambda data: type(data).__module__.partition(".")[0],
+)  # fmt: skip
 def test_what_is_no_data_set_is_refused(data: object) -> None:
     """Before anything is sent."""
     world = World(batch())
