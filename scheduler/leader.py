@@ -70,6 +70,9 @@ class Leader:
         except BatchlineError as e:
             log.warning("lease not renewed", extra={"error": e.detail})
             held_s = None
+        except Exception:  # as while the database is being restored beneath us
+            log.exception("lease not renewed")
+            held_s = None
         gap = self._led and now - self._renewed_at > self._gap_s
         if held_s is not None and (not self._leads or gap):
             log.info("leading", extra={"after_gap": gap})

@@ -53,6 +53,8 @@ class Newcomers:
                 self.share()
             except BatchlineError as e:
                 log.warning("model repository not read", extra={"error": e.detail})
+            except Exception:  # whatever it was, it may be over at the next look
+                log.exception("model repository not read")
             stop.wait(every_s)
 
     def look(self) -> int:

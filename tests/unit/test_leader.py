@@ -106,6 +106,19 @@ def test_after_a_gap_longer_than_a_lease_rescue_waits_one_lease(row, clock):
     assert runs[0] >= back_at + 30.0
 
 
+@pytest.mark.parametrize("error", [StoreUnavailableError("away"), LookupError("no such table")])
+def test_who_cannot_ask_for_the_lease_asks_again(row, clock, error):
+    """Whatever the reason: a database may be restored beneath a process that runs."""
+    runs = []
+    leader = make(row, clock, Chore("a", 1.0, lambda: runs.append(1) or 0))
+    row.answer = error
+    clock.advance(leader.tick())
+    assert not leader.leads()
+    row.answer = 0.0
+    leader.tick()
+    assert runs == [1]
+
+
 def test_stopping_gives_the_lease_back(row, clock):
     """The next leader need not wait for it to run out."""
     stop = threading.Event()

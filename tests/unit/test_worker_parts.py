@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import threading
 import uuid
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,11 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from batchline.data.model_blobs import ModelBlobs
 from batchline.job import ClaimedJob, Lane, Status
-from batchline.store.contract import Head
+from batchline.store.contract import Catalogue, Head
 from workers.claiming import preferred
 from workers.finishing import encode
 from workers.heartbeat import Rate
+from workers.idle import Newcomers
 from workers.predict import Predicted
 from workers.turns import Turns
 
@@ -127,3 +132,20 @@ def test_rows_and_busy_time_are_told_by_lane():
     rows, busy_s = turns.done(Lane.BULK)
     assert rows == 1000
     assert busy_s > 0
+
+
+def test_a_look_for_new_models_that_fails_is_not_the_last(tmp_path: Path) -> None:
+    """Whatever the reason, a database that is being restored for one: models that come later are found."""
+    looks: list[None] = []
+    stop = threading.Event()
+
+    def models() -> list[Any]:
+        looks.append(None)
+        if len(looks) == 3:
+            stop.set()
+        raise LookupError("no such table")
+
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    newcomers = Newcomers(tmp_path, cast("Catalogue", SimpleNamespace(models=models)), cast("ModelBlobs", None))
+    newcomers.watch(stop, every_s=0.001)
+    assert len(looks) == 3
