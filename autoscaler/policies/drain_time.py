@@ -62,7 +62,7 @@ class DrainTime:
         extra, why = self._extra(due, pool)
         if extra > 0:
             return Decision(seen.total + extra, why)
-        return self._fewer(history, now, due, pool)
+        return self._fewer(history, now, due + self._at_hand(history[-1], facts), pool)
 
     @staticmethod
     def _unmeasured(seen: Signals) -> Decision:
@@ -95,13 +95,23 @@ class DrainTime:
         return found
 
     def _undated(self, seen: Signals, online: float, later: float, margin: float) -> list[_Due]:
-        """Batches without a deadline beside those that have one: neither may wait for the other's time."""
-        rows = seen.bulk_rows - max((demand.rows for demand in seen.demands), default=seen.bulk_rows)
+        """Batches without a deadline beside those that have one: neither may wait for the other's time.
+
+        What runs counts in demands and not as queued. It may all have deadlines, so so much of them is not taken off.
+        """
+        if not seen.demands:
+            return []
+        rows = seen.bulk_rows - max(0.0, seen.demands[-1].rows - seen.running_rows)
         if rows <= 0:
             return []
         h = max(self.bulk_wait_s, 2 * margin)
         sooner = max((demand.rows for demand in seen.demands if demand.due_s <= h), default=0.0)
         return [(h, online + later * h + sooner + rows, "rows of batches, those without a deadline included")]
+
+    def _at_hand(self, seen: Signals, facts: Facts) -> list[_Due]:
+        """Batches that are due before a launch could help: those who are there are needed the more."""
+        latest = facts.start_s + self.catch_up_s
+        return [(d.due_s, seen.online_rows + d.rows, "") for d in seen.demands if 0 < d.due_s <= latest]
 
     def _extra(self, due: list[_Due], pool: _Pool) -> tuple[int, str]:
         """The fewest workers to launch now that make everything on time, and what asks for them."""

@@ -156,6 +156,14 @@ def test_drain_time_does_not_make_those_without_a_deadline_wait_for_a_later_one(
     assert DrainTime().decide([both], FACTS, 0.0).desired == alone.desired == 11
 
 
+def test_drain_time_sees_those_without_a_deadline_however_many_rows_of_others_run():
+    """Rows that run are in the demands and not in the queue: they hide nothing that is queued."""
+    queued, running = 160_000, 80_000
+    demands = (Demand(86_400, queued - 60_000 + running),)
+    seen = Signals(0.0, queued, queued, running_rows=running, workers=1, rows_per_s=RATE, demands=demands)
+    assert DrainTime().decide([seen], FACTS, 0.0).desired == 2, "60,000 have none"
+
+
 @pytest.mark.parametrize(("bulk_rate", "workers"), [(0.0, 100), (RATE, 100), (100 * RATE, 1), (RATE / 10, 1000)])
 def test_drain_time_reckons_batches_at_their_own_rate(bulk_rate, workers):
     """Slices may go a hundred times as fast as jobs of a row, or be of a dearer model; not measured, as those."""
@@ -170,6 +178,14 @@ def test_drain_time_does_not_panic_about_what_is_late_already():
     """What no launch can save does not start a thousand workers for ten seconds."""
     seen = Signals(0.0, 100_000, 100_000, rows_per_s=RATE, demands=(Demand(-5.0, 100_000),))
     assert DrainTime().decide([seen], FACTS, 0.0).desired == 3
+
+
+def test_drain_time_gives_nobody_up_whom_a_deadline_at_hand_needs():
+    """A launch could not help any more; four would do it within a minute, and seven within the 30 s that are left."""
+    seen = Signals(1e9, 2000, 2000, workers=10, rows_per_s=RATE, demands=(Demand(30.0, 2000),))
+    assert DrainTime().decide([seen], FACTS, seen.at).desired == 7
+    late = replace(seen, demands=(Demand(0.0, 2000),))
+    assert DrainTime().decide([late], FACTS, late.at).desired == 4, "late already: as batches without a deadline"
 
 
 def test_drain_time_measures_before_it_multiplies():
