@@ -22,6 +22,8 @@ TEXT = "text"
 """The column of texts that a model with a text front takes."""
 CODE = "code"
 MESSAGE = "message"
+KEY = "key"
+"""How the errors part calls a key whose own name is one of its other columns'."""
 
 _PANDAS_INDEX = re.compile(r"__index_level_[0-9]+__")
 """How pandas names an index without a name when it writes Parquet; no model means it."""
@@ -78,7 +80,8 @@ class Mapper:
         self._numbered = _is_numbered(data)
         self.schema = _output(spec, data, passed)
         """Of the output: `row` if there is no key (in the default sink always), key, kept columns, outputs."""
-        key = [passed[0]] if self.key is not None else []
+        clashes = self.key in (ROW, CODE, MESSAGE)
+        key = [passed[0].with_name(KEY) if clashes else passed[0]] if self.key is not None else []
         number = pa.field(ROW, pa.int64(), nullable=False)
         self.error_schema = pa.schema([number, *key, pa.field(CODE, pa.string()), pa.field(MESSAGE, pa.string())])
 

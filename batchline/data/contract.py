@@ -96,7 +96,10 @@ class Part(Protocol):
         ...
 
     def write_errors(self, errors: pa.RecordBatch) -> None:
-        """Append rows that did not: `row`, key if there is one, `code`, `message`."""
+        """Append rows that did not: `row`, key if there is one, `code`, `message`.
+
+        A key whose own name is one of the others' is called `key`.
+        """
         ...
 
     def stage(self) -> Staged:

@@ -72,8 +72,11 @@ class LinesPart:
 
     def write_errors(self, errors: pa.RecordBatch) -> None:
         named = [name for name in errors.schema.names if name not in ("code", "message")]
+        shown = {"key": self._context.key or "key", "error": "key"}
         told = pa.array(errors.select(["code", "message"]).to_pylist())
-        whole = pa.record_batch([*(errors.column(name) for name in named), told], [*named, "error"])
+        whole = pa.record_batch(
+            [*(errors.column(name) for name in named), told], [*(shown.get(name, name) for name in named), "error"]
+        )
         self._bad.append(_Lines(errors.column(ROW).to_numpy(), json_text.lines(whole)))
         self._errors += errors.num_rows
 

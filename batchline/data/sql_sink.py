@@ -11,13 +11,14 @@ import random
 import tempfile
 import time
 from functools import cached_property
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from psycopg2 import sql
 
 from batchline.batch import Output, Staged, show_batch_id
-from batchline.data import sql_replace
+from batchline.data import json_text, sql_replace
 from batchline.data.contract import ROW, Manifest, Places, SinkContext
 from batchline.data.sql_database import SINK, Database, Table, Text, find_oid, find_table, is_unique, one
 from batchline.data.sql_types import Column, encode, read_columns, sql_type, takes
@@ -290,7 +291,7 @@ class TablePart:
         columns = {
             "batch": pa.array([self._sink.batch] * count, pa.string()),
             "row": errors.column(ROW),
-            "key": errors.column(key).cast(pa.string()) if key else pa.nulls(count, pa.string()),
+            "key": _as_texts(errors.column(key)) if key else pa.nulls(count, pa.string()),
             "code": errors.column("code"),
             "message": errors.column("message"),
         }
@@ -318,6 +319,14 @@ class TablePart:
             raise SinkError(
                 f"There is no room on this worker for results that wait to be written: {e.strerror}."
             ) from e
+
+
+def _as_texts(column: pa.Array[Any]) -> pa.Array[Any]:
+    """Keys of rows at fault; lists as JSON."""
+    if not pa.types.is_nested(column.type):
+        return column.cast(pa.string())
+    none = pa.scalar(None, pa.string())
+    return cast("pa.Array[Any]", pc.if_else(column.is_null(), none, json_text.texts(column).cast(pa.string())))
 
 
 def _with_nul(rows: pa.RecordBatch) -> str:

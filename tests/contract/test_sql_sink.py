@@ -169,6 +169,18 @@ def test_a_part_that_does_not_fit_leaves_nothing(scores: str) -> None:
     assert told(scores) == [1, 7, 100]
 
 
+def test_rows_at_fault_keep_a_key_that_is_a_list(database_url: str) -> None:
+    """As JSON."""
+    schema = pa.schema([("id", pa.list_(pa.int64())), ("score", pa.float32())])
+    s = sink(database_url, "append")
+    s.check(schema)
+    part = s.open(0, 1, schema)
+    errors = [{"row": n, "id": key, "code": "invalid_row", "message": "no"} for n, key in enumerate(([1, 2], None))]
+    part.write_errors(pa.RecordBatch.from_pylist(errors))
+    part.stage()
+    assert told(database_url, "(row, key)::text", "scores_errors") == ['(0,"[1,2]")', "(1,)"]
+
+
 def test_a_text_that_postgres_cannot_hold_is_told_by_row_and_column(scores: str) -> None:
     """A NUL character; nothing of the part is stored."""
     s = sink(scores)

@@ -6,6 +6,7 @@ import gzip
 import json
 import sys
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchline.batch import DataSet, Input, Output
+from batchline.batch import Chunk, DataSet, Input, Output
 from batchline.data import open_sink, open_source
 from batchline.data.column_arrays import to_arrow
 from batchline.data.columns import Mapper, check
@@ -37,7 +38,7 @@ def places(root: Path) -> Places:
     return Places(f"file://{root}/blobs", (str(root),))
 
 
-def scored(spec: ModelSpec, root: Path, *, name: str, key: str | None = "id", keep: str = "", into: str = "") -> Any:
+def scored(spec: ModelSpec, root: Path, *, name: str, key: str | None = "id", keep: str = "", into: Any = "") -> Any:
     """The key and the output of each row, or why it has none; with `into`, the part in that format."""
     given = Input(uri=f"file://{root}/{name}", key=key)
     output = Output(uri=f"file://{root}/out", format=into or "jsonl", keep=[keep] if keep else [])
@@ -298,3 +299,40 @@ def test_a_model_that_gives_another_shape_than_it_declares_is_told_so(given: Any
     """By the name of the output and both shapes."""
     with pytest.raises(ModelError, match=r"gives y as \[4\] a row and declares \[3\]"):
         to_arrow(given, TensorSpec("y", "FP32", (3,)))
+
+
+class Lines:
+    """Takes result lines as the store does."""
+
+    def __init__(self) -> None:
+        self.written: list[Any] = []
+
+    def write(self, job_id: uuid.UUID, attempt: int, chunks: Sequence[Chunk]) -> None:
+        del job_id, attempt
+        self.written += [json.loads(line) for chunk in chunks for line in chunk.lines.splitlines()]
+
+    def sweep(self, batch_id: uuid.UUID) -> None:
+        """Nothing is left behind."""
+
+
+@pytest.mark.parametrize(("key", "told"), [("id", "id"), ("code", "code"), ("message", "message"), ("error", "key")])
+def test_a_key_may_have_the_name_of_what_tells_of_errors(tmp_path: Path, key: str, told: str) -> None:
+    """Each line has each name once, in the default sink and in the errors part."""
+    table = pa.RecordBatch.from_pydict({key: ["k0", "k1"], "x": [1.0, None]})
+    default = DataSet("echo", "1", Input(uri="file:///in.jsonl", key=key, columns=["x"]))
+    mapper, lines = Mapper(echo("FP32"), default, table.schema), Lines()
+    errors = mapper.errors(table, [1], 0, ["invalid_row"], ["no value"])
+    part = open_sink(Output(), places(tmp_path), SinkContext(BATCH, key, BATCH), results=lines).open(
+        0, 1, mapper.schema
+    )
+    part.write_errors(errors)
+    part.stage()
+    assert lines.written == [{"row": 1, told: "k1", "error": {"code": "invalid_row", "message": "no value"}}]
+    assert len(set(errors.schema.names)) == 4
+    sink = open_sink(Output(uri=f"file://{tmp_path}/out", format="jsonl"), places(tmp_path), SinkContext(BATCH, key))
+    part = sink.open(0, 1, mapper.schema)
+    part.write_errors(errors)
+    sink.publish(0, part.stage())
+    (written,) = (tmp_path / "out").glob("errors-*")
+    name = key if key in ("id", "error") else "key"
+    assert json.loads(written.read_text()) == {"row": 1, name: "k1", "code": "invalid_row", "message": "no value"}
