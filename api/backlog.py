@@ -44,7 +44,7 @@ class Backlog:
         self._chores.count_backlog(every_s=max(COUNT_S * 0.9, 10 * self._count_took_s))
         self._count_took_s = max(time.monotonic() - started, 0.9 * self._count_took_s)
         queued = self._chores.backlog()
-        self._rates = self._workers.drain_rates()
+        self._rates = self._workers.drain_rates(Lane.ONLINE)
         rows: dict[int, int] = defaultdict(int)
         by_model: dict[int, tuple[int, int]] = {}
         for entry in queued:

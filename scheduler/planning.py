@@ -158,7 +158,7 @@ class Planner:
     def _pace(self, batch: BatchView, record: ModelRecord) -> Pace:
         """Batches of one tenant share its turn: each of n gets on at an nth of the pace."""
         sharing = 1 + self._store.batches.sharing(batch.tenant_id, most=_SHARERS)
-        rate = self._store.workers.drain_rates().get(record.spec.policy.pool, 0.0)
+        rate = self._store.workers.drain_rates(Lane.BULK).get(record.spec.policy.pool, 0.0)
         deadline = batch.deadline_at.timestamp() if batch.deadline_at else None
         row_s = sharing / min(max(rate, _MIN_RATE), _MAX_RATE)
         return Pace(self._store.schedules.now().timestamp(), row_s, batch.priority, deadline)

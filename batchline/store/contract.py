@@ -308,8 +308,8 @@ class Workers(Protocol):
         """Workers whose lease ended less than an hour ago or stands, oldest first."""
         ...
 
-    def drain_rates(self) -> dict[str, float]:
-        """Measured rows/s of the live workers of each pool."""
+    def drain_rates(self, lane: Lane) -> dict[str, float]:
+        """Measured rows/s of the live workers of each pool in a lane; a pool that was never busy in it is left out."""
         ...
 
     def lead(self, name: str, holder: uuid.UUID, *, lease_s: float) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 
+from batchline.job import Lane
 from batchline.store.contract import Pulse, WorkerView
 from batchline.store.postgres import Database
 
@@ -30,6 +31,14 @@ SELECT id, host, pid, pool, device, started_at, heartbeat_at, lease_until > now(
   instance
 FROM workers WHERE lease_until > now() - interval '1 hour' ORDER BY started_at
 """
+
+# A worker that had work in one lane tells its speed for both. Slices are a hundred times as fast: that is no online
+# rate, whereas slices are at least as fast as single jobs.
+_RATE = "SELECT pool, sum({rate}) FROM workers WHERE lease_until > now() AND {rate} > 0 GROUP BY pool"
+_RATES = {
+    Lane.ONLINE: _RATE.format(rate="nullif(rows_per_s, bulk_rows_per_s)"),
+    Lane.BULK: _RATE.format(rate="coalesce(nullif(bulk_rows_per_s, 0), rows_per_s)"),
+}
 
 # A lease that ran out is taken over; the holder keeps its own. `since` moves only when the holder changes or came late.
 _LEAD = """
@@ -89,9 +98,8 @@ class Workers:
     def list(self) -> list[WorkerView]:
         return [WorkerView(*row) for row in self._db.run(_LIST)]
 
-    def drain_rates(self) -> dict[str, float]:
-        rows = self._db.run("SELECT pool, sum(rows_per_s) FROM workers WHERE lease_until > now() GROUP BY pool")
-        return {pool: float(rate) for pool, rate in rows}
+    def drain_rates(self, lane: Lane) -> dict[str, float]:
+        return {pool: float(rate) for pool, rate in self._db.run(_RATES[lane])}
 
     def lead(self, name: str, holder: uuid.UUID, *, lease_s: float) -> float | None:
         rows = self._db.run(_LEAD, {"name": name, "holder": holder, "lease": lease_s})

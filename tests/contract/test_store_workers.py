@@ -7,6 +7,7 @@ import uuid
 
 import stack
 
+from batchline.job import Lane
 from batchline.store import open_store
 from batchline.store.contract import Pulse
 
@@ -56,12 +57,13 @@ def test_a_draining_worker_lives_on(store):
 
 
 def test_rates_add_up_over_the_live_workers_of_a_pool(store):
-    """The dead drain nothing."""
-    workers = [stack.a_worker(store, pool=pool) for pool in ("cpu", "cpu", "gpu", "gpu")]
-    for rate, worker in zip((1.0, 2.0, 4.0, 8.0), workers, strict=True):
-        _beat(store, worker, rows_per_s=rate)
-    store.workers.bury(workers[3:])
-    assert store.workers.drain_rates() == {"cpu": 3.0, "gpu": 4.0}
+    """The dead drain nothing, and the speed of slices, of which a worker may know nothing else, is no online rate."""
+    workers = [stack.a_worker(store, pool=pool) for pool in ("cpu", "cpu", "gpu", "gpu", "slices", "new")]
+    for worker, rate, bulk in zip(workers, (1.0, 2.0, 4.0, 8.0, 900.0, 0.0), (0, 300.0, 0, 0, 900.0, 0), strict=True):
+        _beat(store, worker, rows_per_s=rate, bulk_rows_per_s=bulk)
+    store.workers.bury([workers[3]])
+    assert store.workers.drain_rates(Lane.ONLINE) == {"cpu": 3.0, "gpu": 4.0}
+    assert store.workers.drain_rates(Lane.BULK) == {"cpu": 301.0, "gpu": 4.0, "slices": 900.0}
 
 
 def test_one_leads_until_its_lease_ends_or_it_resigns(store, database_url):
