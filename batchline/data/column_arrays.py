@@ -84,8 +84,10 @@ def leaf_fits(kind: pa.DataType, tensor: TensorSpec) -> bool:
         return True
     if tensor.dtype == "BYTES":
         return is_text(kind)
+    if pa.types.is_boolean(kind):
+        return True  # 0 and 1, as one-hot columns are meant
     if tensor.dtype == "BOOL":
-        return pa.types.is_boolean(kind)
+        return False
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
 
 
@@ -137,6 +139,8 @@ def leaves(column: pa.Array[Any], tensor: TensorSpec, *, allow_missing: bool) ->
         return np.full(len(column), np.nan if tensor.is_float else 0).astype(DTYPES[tensor.dtype]), faults
     if pa.types.is_decimal(column.type):
         column = _plain_numbers(column, tensor)
+    if pa.types.is_boolean(column.type) and tensor.dtype != "BOOL":
+        column = column.cast(pa.uint8())
     if nulls is not None:
         floats = pa.types.is_floating(column.type) or missing
         column = column.cast(pa.float64()) if floats else column

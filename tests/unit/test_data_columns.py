@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from decimal import Decimal
 from typing import Any
 
@@ -97,7 +98,8 @@ def test_a_model_with_text_takes_the_one_column_of_text() -> None:
         (model(X3), data(["a", "zz", "b"]), batch(a=[1], b=[2]), "There is no column 'zz'; there are a, b."),
         (model(X3), data(["a", "b"]), batch(a=[1], b=[2]), "2 columns were found"),
         (model(X3), data(), batch(a=[1], b=["x"], c=[2]), "The column 'b' is string; churn takes FP32 [3]."),
-        (model(X3), data(), batch(a=[1], b=[True], c=[2]), "The column 'b' is bool"),
+        (model(X3), data(), batch(a=[1], b=[date(2026, 1, 1)], c=[2]), "The column 'b' is date32"),
+        (model(TensorSpec("x", "BOOL", (1,))), data(), batch(a=[1]), "The column 'a' is int64"),
         (model(X3), data(), batch(a=pa.array([[1, 2]], pa.list_(pa.int64(), 2))), "The column 'a' is fixed_size_list"),
         (model(X3), data(key="k"), batch(a=[1]), "There is no column 'k'"),
         (model(X3), data(keep=("k",)), batch(a=[1]), "There is no column 'k'"),
@@ -130,6 +132,16 @@ def test_faults_stand_at_their_rows() -> None:
         3: "the line is no JSON",
     }
     assert np.asarray(got.columns["x"]).tolist() == [[1, 1, 1], [5, float("inf"), 5]]
+
+
+def test_true_and_false_are_one_and_zero() -> None:
+    """As one-hot columns are meant, which pandas makes as bool; nothing else becomes a bool."""
+    spec = model(TensorSpec("x", "FP32", (3,)), missing=True)
+    got = mapped(spec, data(), batch(a=[True, False, None], b=[0.5, 1.5, 2.5], c=[False, True, True]))
+    np.testing.assert_array_equal(got.columns["x"], np.array([[1, 0.5, 0], [0, 1.5, 1], [np.nan, 2.5, 1]], "f"))
+    lists = mapped(model(TensorSpec("x", "INT8", (2,))), data(), batch(a=[[True, False], [True, None]]))
+    assert dict(lists.faults) == {1: "column a: there is no value"}
+    np.testing.assert_array_equal(lists.columns["x"], np.array([[1, 0]], np.int8))
 
 
 def test_missing_values_are_nan_where_the_model_says_so() -> None:
