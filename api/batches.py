@@ -181,7 +181,7 @@ class BatchRoutes:
         model_id = None
         if view.kind == "data_set" and view.model is not None:
             model_id = (await s.models.resolve(view.model, view.version)).id
-        child = retry_of(view, model_id, now=self._clock.now())
+        child = retry_of(view, model_id)
         body_hash = hashlib.sha256(b"retry\0" + view.id.bytes).digest() if key else None
         admitted = await self._admitted(dataclasses.replace(child, idempotency_key=key, body_hash=body_hash))
         if isinstance(admitted, BatchlineError):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import uuid
 import zlib
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Literal
 
@@ -283,6 +283,8 @@ class NewBatch:
     """Known at once for a data set; of requests, found by the planner."""
     priority: int = DEFAULT_PRIORITY
     deadline_at: datetime | None = None
+    window: timedelta | None = None
+    """Instead of a deadline: how long after the batch's creation, to the microsecond."""
     error_threshold: float | None = None
     """Share of failed rows above which the batch is failed and the rest of it cancelled."""
     metadata: str | None = None

@@ -37,8 +37,9 @@ class Explaining(Database):
         with stack.connected(self.url) as connection, connection.cursor() as cursor:
             cursor.execute("SET jit = off; SET enable_seqscan = off; BEGIN")
             try:
-                return work(Explained(cursor))
+                return work(Explained(cursor, self._patience))
             finally:
+                self._patience.end(connection)
                 cursor.execute("ROLLBACK")
 
     def _explain(self, cursor: Any, sql: str, params: Any) -> None:

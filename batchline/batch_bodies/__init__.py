@@ -113,7 +113,7 @@ def check(raw: bytes, *, tenant_id: int, finds: Finds, rules: Rules, now: dateti
     try:
         kind = _kind_decoder.decode(raw)
         if kind.model is msgspec.UNSET and kind.input is msgspec.UNSET:
-            return _requests(_requests_decoder.decode(raw), tenant_id, finds, now)
+            return _requests(_requests_decoder.decode(raw), tenant_id, finds)
         if kind.input_file_id is not msgspec.UNSET:
             _refuse([Fault("/input_file_id", "names requests, and `model` a data set: give one of them")])
         body = _data_set_decoder.decode(raw)
@@ -122,7 +122,7 @@ def check(raw: bytes, *, tenant_id: int, finds: Finds, rules: Rules, now: dateti
     return _data_set(body, tenant_id, finds, rules, now)
 
 
-def _requests(body: RequestsBody, tenant_id: int, finds: Finds, now: datetime) -> Checked:
+def _requests(body: RequestsBody, tenant_id: int, finds: Finds) -> Checked:
     faults: list[Fault] = []
     file = _input_file(body.input_file_id, tenant_id, finds)
     if file is None:
@@ -143,7 +143,7 @@ def _requests(body: RequestsBody, tenant_id: int, finds: Finds, now: datetime) -
             tenant_id=tenant_id,
             kind="requests",
             body=msgspec.json.encode(Requests(file.blob, body.endpoint, body.completion_window, expiry)),
-            deadline_at=now + window,
+            window=window,
             metadata=metadata,
             input_file_id=file.id,
         )
@@ -246,21 +246,20 @@ def _file_of(jsonl: bytes, tenant_id: int, rules: Rules, now: datetime) -> Inlin
     return InlineRows(file, jsonl)
 
 
-def retry_of(parent: BatchView, model_id: int | None, *, now: datetime) -> NewBatch:
+def retry_of(parent: BatchView, model_id: int | None) -> NewBatch:
     """A batch that does again what the parent left undone; the planner takes its slices from the parent's.
 
     A parent that has replaced a table left its failed rows out: they are appended. One that came to no end has replaced
     nothing, and what it had scored is gone with it: the child replaces the table, and does all rows.
+    Requests have their window again; the deadline of a data set is not kept.
 
     Args:
         parent: has ended.
         model_id: of the parent's model and version; None for requests.
-        now: for the deadline of requests, which have their window again. A data set's is not kept.
     """
-    body, deadline = parent.body, None
+    body, window = parent.body, None
     if parent.kind == "requests":
         window = _window(msgspec.json.decode(body, type=Requests).completion_window)
-        deadline = now + window if window is not None else None
     else:
         data_set = msgspec.json.decode(body, type=DataSet)
         if data_set.output.mode == "replace" and parent.status is BatchStatus.COMPLETED:
@@ -273,7 +272,7 @@ def retry_of(parent: BatchView, model_id: int | None, *, now: datetime) -> NewBa
         body=body,
         model_id=model_id,
         priority=parent.priority,
-        deadline_at=deadline,
+        window=window,
         error_threshold=parent.error_threshold,
         metadata=parent.metadata,
         input_file_id=parent.input_file_id,

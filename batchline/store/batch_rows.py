@@ -19,7 +19,9 @@ _CASTS = {
 }  # fmt: skip
 
 INSERT = f"""INSERT INTO batches ({", ".join(_COLUMNS)}, status)
-SELECT {", ".join(f"%({name})s::{_CASTS[name]}" for name in _COLUMNS)}, 'validating'"""
+SELECT {", ".join(f"%({name})s::{_CASTS[name]}" for name in _COLUMNS)}, 'validating'""".replace(
+    "%(deadline_at)s::timestamptz", "coalesce(%(deadline_at)s::timestamptz, now() + %(window)s::interval)"
+)
 """Store a batch whose parameters are those of `columns_of`; the end of the statement may have a FROM and a WHERE."""
 
 _DONE = "j.status IN ('succeeded', 'failed')"
@@ -96,6 +98,7 @@ def columns_of(batch: NewBatch) -> Params:
     """The parameters of `INSERT`."""
     return {
         **{name: getattr(batch, name) for name in _COLUMNS},
+        "window": batch.window,
         "body": psycopg2.Binary(batch.body),
     }
 
