@@ -134,4 +134,6 @@ def _report(series: list[dict[str, Sample]], facts: dict[str, object], held_s: f
         else:
             text = f"choose + claim on average, {held_s / 60:g} min into a snapshot : before"
             report.goals.append(Goal(text, ratio, 3.0, at_least=False))
+            kept = report.ratio("jobs_per_s", f"at the end, {side}", f"before, {side}")
+            report.goals.append(Goal("jobs/s through submit, claim and finish, at its end : before", kept, 0.95))
     return report

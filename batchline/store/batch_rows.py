@@ -75,7 +75,7 @@ WITH c AS MATERIALIZED (
     AND {guard(Move.CANCEL)} ORDER BY j.id FOR UPDATE
 )
 UPDATE jobs j SET status = 'cancelled', finished_at = now(), exposed = false FROM c
-WHERE j.id = c.id AND {guard(Move.CANCEL)}
+WHERE j.id = c.id AND {guard(Move.CANCEL, by_id=True)}
 """
 """Run under the lock of the batch's row, in a statement of its own: so it sees the slices of a plan that was first."""
 

@@ -37,7 +37,7 @@ WITH lost AS MATERIALIZED (
     code = CASE WHEN lost.poison THEN 'poison' END,
     run_at = CASE WHEN j.exposed AND NOT lost.poison AND NOT lost.slice
                   THEN now() + j.failures * interval '1 second' END
-  FROM lost WHERE j.id = lost.id AND {guard(Move.RESCUE)}
+  FROM lost WHERE j.id = lost.id AND {guard(Move.RESCUE, by_id=True)}
   RETURNING j.id, j.status, j.lane, j.rows, j.code,
     'The worker process died each time this job ran alone; it is not tried again.' AS error
 ), {FAILED}
@@ -50,8 +50,8 @@ WITH late AS MATERIALIZED (
   SELECT j.id FROM jobs j WHERE {guard(Move.EXPIRE)} AND j.deadline_at <= now()
   ORDER BY j.deadline_at LIMIT %(step)s FOR UPDATE SKIP LOCKED
 )
-UPDATE jobs j SET status = 'expired', finished_at = now() FROM late WHERE j.id = late.id AND {guard(Move.EXPIRE)}
-RETURNING j.id
+UPDATE jobs j SET status = 'expired', finished_at = now() FROM late
+WHERE j.id = late.id AND {guard(Move.EXPIRE, by_id=True)} RETURNING j.id
 """
 
 _RELEASE = """

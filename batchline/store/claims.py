@@ -23,7 +23,7 @@ _LIVE = """live AS MATERIALIZED (
 _TAKE = f"""
   UPDATE jobs j SET status = 'running', attempt = j.attempt + 1, worker_id = %(worker)s, started_at = now(),
     exposed = false
-  FROM fit WHERE j.id = fit.id AND {guard(Move.CLAIM)}
+  FROM fit WHERE j.id = fit.id AND {guard(Move.CLAIM, by_id=True)}
   RETURNING j.id, j.tenant_id, j.model_id, j.attempt, j.failures, j.rows, j.suspect, j.rank,
     extract(epoch FROM now() - j.created_at) * 1000 AS queued_ms
 """
@@ -85,7 +85,7 @@ _MINE = "j.worker_id = %(worker)s AND j.attempt = t.attempt"
 _EXPOSE = f"""
 WITH {_NO_SYNC}
 UPDATE jobs j SET exposed = true FROM off, unnest(%(id)s::uuid[], %(attempt)s::int[]) AS t(id, attempt)
-WHERE j.id = t.id AND {_MINE} AND {guard(Move.FINISH)} RETURNING j.id
+WHERE j.id = t.id AND {_MINE} AND {guard(Move.FINISH, by_id=True)} RETURNING j.id
 """
 
 _ENDS = names(TRANSITIONS[Move.FINISH][1])
@@ -98,11 +98,12 @@ WITH t AS MATERIALIZED (
                        %(errors)s::text[], %(timings)s::text[], %(rows_failed)s::int[], %(code)s::text[])
     AS t(id, attempt, status, outputs, errors, timings, rows_failed, code)
 ), mine AS MATERIALIZED (
-  SELECT j.id FROM jobs j JOIN t ON j.id = t.id WHERE {_MINE} AND {guard(Move.FINISH)} AND t.status IN ({_ENDS})
+  SELECT j.id FROM jobs j JOIN t ON j.id = t.id
+  WHERE {_MINE} AND {guard(Move.FINISH, by_id=True)} AND t.status IN ({_ENDS})
   ORDER BY j.id FOR UPDATE OF j
 ), u AS (
   UPDATE jobs j SET status = t.status, finished_at = now(), rows_failed = t.rows_failed, code = t.code, exposed = false
-  FROM mine, t WHERE j.id = mine.id AND t.id = mine.id AND {guard(Move.FINISH)} RETURNING j.id
+  FROM mine, t WHERE j.id = mine.id AND t.id = mine.id AND {guard(Move.FINISH, by_id=True)} RETURNING j.id
 ), r AS (
   INSERT INTO job_results (job_id, outputs, errors, timings)
   SELECT t.id, t.outputs::json, t.errors::json, t.timings::json FROM t JOIN u ON u.id = t.id ORDER BY t.id
@@ -116,7 +117,8 @@ WITH t AS MATERIALIZED (
   SELECT * FROM unnest(%(id)s::uuid[], %(attempt)s::int[], %(delay)s::float8[], %(code)s::text[], %(error)s::text[])
     AS t(id, attempt, delay_s, code, error)
 ), mine AS MATERIALIZED (
-  SELECT j.id FROM jobs j JOIN t ON j.id = t.id WHERE {_MINE} AND {guard(Move.RETRY)} ORDER BY j.id FOR UPDATE OF j
+  SELECT j.id FROM jobs j JOIN t ON j.id = t.id
+  WHERE {_MINE} AND {guard(Move.RETRY, by_id=True)} ORDER BY j.id FOR UPDATE OF j
 ), u AS (
   UPDATE jobs j SET failures = j.failures + 1, exposed = false, worker_id = NULL,
     status = CASE WHEN j.failures + 1 >= %(max)s THEN 'failed' ELSE 'queued' END::job_status,
@@ -124,7 +126,7 @@ WITH t AS MATERIALIZED (
     rows_failed = CASE WHEN j.failures + 1 >= %(max)s THEN j.rows ELSE 0 END,
     code = CASE WHEN j.failures + 1 >= %(max)s THEN t.code END,
     run_at = CASE WHEN j.failures + 1 >= %(max)s THEN NULL ELSE now() + t.delay_s * interval '1 second' END
-  FROM mine, t WHERE j.id = mine.id AND t.id = mine.id AND {guard(Move.RETRY)}
+  FROM mine, t WHERE j.id = mine.id AND t.id = mine.id AND {guard(Move.RETRY, by_id=True)}
   RETURNING j.id, j.status, j.lane, j.rows, t.code, t.error
 ), {FAILED}
 SELECT id, status::text FROM u
@@ -133,10 +135,10 @@ SELECT id, status::text FROM u
 _GIVE_BACK = f"""
 WITH mine AS MATERIALIZED (
   SELECT j.id FROM jobs j JOIN unnest(%(id)s::uuid[], %(attempt)s::int[]) AS t(id, attempt) ON j.id = t.id
-  WHERE {_MINE} AND {guard(Move.GIVE_BACK)} ORDER BY j.id FOR UPDATE OF j
+  WHERE {_MINE} AND {guard(Move.GIVE_BACK, by_id=True)} ORDER BY j.id FOR UPDATE OF j
 )
 UPDATE jobs j SET status = 'queued', worker_id = NULL, started_at = NULL, exposed = false FROM mine
-WHERE j.id = mine.id AND {guard(Move.GIVE_BACK)} RETURNING j.id
+WHERE j.id = mine.id AND {guard(Move.GIVE_BACK, by_id=True)} RETURNING j.id
 """
 
 _RECONCILE = f"""
@@ -145,7 +147,7 @@ WITH mine AS MATERIALIZED (
   ORDER BY j.id FOR UPDATE OF j
 )
 UPDATE jobs j SET status = 'queued', worker_id = NULL, started_at = NULL, exposed = false FROM mine
-WHERE j.id = mine.id AND {guard(Move.GIVE_BACK)} RETURNING j.id
+WHERE j.id = mine.id AND {guard(Move.GIVE_BACK, by_id=True)} RETURNING j.id
 """
 
 

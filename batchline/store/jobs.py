@@ -78,11 +78,12 @@ _DONE = f"SELECT id FROM jobs WHERE id = ANY(%(ids)s::uuid[]) AND status IN ({na
 
 _CANCEL = f"""
 WITH c AS MATERIALIZED (
-  SELECT j.id FROM jobs j WHERE j.id = ANY(%(ids)s::uuid[]) AND j.tenant_id = %(tenant)s AND {guard(Move.CANCEL)}
+  SELECT j.id FROM jobs j
+  WHERE j.id = ANY(%(ids)s::uuid[]) AND j.tenant_id = %(tenant)s AND {guard(Move.CANCEL, by_id=True)}
   ORDER BY j.id FOR UPDATE
 )
 UPDATE jobs j SET status = 'cancelled', finished_at = now(), exposed = false FROM c
-WHERE j.id = c.id AND {guard(Move.CANCEL)} RETURNING j.id
+WHERE j.id = c.id AND {guard(Move.CANCEL, by_id=True)} RETURNING j.id
 """
 
 

@@ -25,7 +25,7 @@ _WORK = (
 # A note lost in a crash of Postgres is made again within the second.
 _NO_SYNC = "off AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true))"
 
-_MINE = f"j.id = %(id)s AND j.worker_id = %(worker)s AND j.attempt = %(attempt)s AND {guard(Move.FINISH)}"
+_MINE = f"j.id = %(id)s AND j.worker_id = %(worker)s AND j.attempt = %(attempt)s AND {guard(Move.FINISH, by_id=True)}"
 
 _PROGRESS = f"""
 WITH {_NO_SYNC}

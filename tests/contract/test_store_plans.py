@@ -117,6 +117,30 @@ def test_statements_go_by_an_index(full, name):
     assert db.pages() <= pages
 
 
+@pytest.mark.parametrize("name", ["finish 64", "retry 64", "give back 64"])
+def test_dead_entries_of_what_ran_under_a_held_snapshot_are_not_read(postgres, template, name):
+    """Planned while nothing runs, the index of running jobs looks like the shortest way to a job. It may be the longest:
+    as long as a snapshot is held, it has an entry for all that ever ran.
+    """
+    with stack.database_from(postgres.url, template) as url:
+        stack.query(url, FILL + "TRUNCATE job_results", {"queued": 100, "ended": 100})
+        with stack.connected(url) as holder, holder.cursor() as cursor:
+            cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
+            run = "UPDATE jobs SET status = 'running', worker_id = (SELECT max(id::text)::uuid FROM workers)"
+            end = "UPDATE jobs SET status = 'succeeded', worker_id = NULL"
+            for _ in range(8):
+                stack.query(url, f"{run}; {end}")
+            stack.query(url, "VACUUM ANALYZE jobs")
+            db = Explaining(url)
+            stack.query(url, f"{run}, attempt = 1 WHERE id IN (SELECT id FROM jobs LIMIT 64)")
+            found = {
+                "worker": stack.query(url, "SELECT max(id::text)::uuid FROM workers")[0][0],
+                "running": [row[0] for row in stack.query(url, "SELECT id FROM jobs WHERE status = 'running'")],
+            }
+            STATEMENTS[name][0](store_on(db), found)
+            assert "jobs_running" not in {n.get("Index Name") for plan in db.plans for n in nodes(plan)}
+
+
 def test_the_claim_reads_its_index_in_order_and_sorts_only_what_it_took(full):
     """`jobs_claim` is read for rows + 1 entries, and nothing sorts more than that."""
     store, db, found = full
