@@ -119,8 +119,8 @@ def test_statements_go_by_an_index(full, name):
 
 @pytest.mark.parametrize("name", ["finish 64", "retry 64", "give back 64"])
 def test_dead_entries_of_what_ran_under_a_held_snapshot_are_not_read(postgres, template, name):
-    """Planned while nothing runs, the index of running jobs looks like the shortest way to a job. It may be the longest:
-    as long as a snapshot is held, it has an entry for all that ever ran.
+    """Planned while nothing runs, the index of running jobs looks like the shortest way to a job. It may be the longest,
+    with an entry for all that ever ran, as long as a snapshot is held.
     """
     with stack.database_from(postgres.url, template) as url:
         stack.query(url, FILL + "TRUNCATE job_results", {"queued": 100, "ended": 100})
