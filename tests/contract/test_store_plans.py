@@ -119,7 +119,7 @@ def test_statements_go_by_an_index(full, name):
 
 @pytest.mark.parametrize("name", ["finish 64", "retry 64", "give back 64"])
 def test_dead_entries_of_what_ran_under_a_held_snapshot_are_not_read(postgres, template, name):
-    """Planned while nothing runs, the index of running jobs looks like the shortest way to a job. It may be the longest,
+    """Planned while nothing runs, the index of running jobs seems the shortest way to a job. It may be the longest,
     with an entry for all that ever ran, as long as a snapshot is held.
     """
     with stack.database_from(postgres.url, template) as url:
