@@ -84,9 +84,17 @@ class Channel(Generic[T]):
 
 
 def stand_back() -> None:
-    """Let this thread have the cores that others leave: on Linux niceness is a thread's own, and its children's."""
+    """Let this thread, and those that it starts, have the cores that others leave.
+
+    Linux has a class for it, of a thread's own: whatever else wakes up goes first, at once. A nice thread would keep
+    its core until its time is up, some ms. Where there is no such class, it is nice; elsewhere it is as others.
+    """
+    thread = threading.get_native_id()
+    with contextlib.suppress(AttributeError, OSError):
+        os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+        return
     with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        os.setpriority(os.PRIO_PROCESS, thread, _NICE)
 
 
 @contextmanager
