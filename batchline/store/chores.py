@@ -110,12 +110,12 @@ WITH old AS MATERIALIZED (
 DELETE FROM idempotency_keys k USING old WHERE k.tenant_id = old.tenant_id AND k.key = old.key RETURNING 1
 """
 
-# Totals of a pool must not shrink, nor its speed be forgotten, when its workers are.
+# Totals of a pool must not shrink, nor its speed or that of a model be forgotten, when its workers are.
 _PRUNE_WORKERS = """
 WITH old AS (
   DELETE FROM workers w WHERE w.lease_until < now() - interval '1 day'
     AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.worker_id = w.id AND j.status = 'running')
-  RETURNING w.pool, w.rows_done, w.rows_per_s, w.bulk_rows_per_s, w.heartbeat_at
+  RETURNING w.pool, w.rows_done, w.rows_per_s, w.bulk_rows_per_s, w.heartbeat_at, w.speeds
 ), kept AS (
   INSERT INTO pools AS p (name, rows_done, rows_per_s, bulk_rows_per_s)
   SELECT pool, sum(rows_done),
@@ -126,6 +126,13 @@ WITH old AS (
   ON CONFLICT (name) DO UPDATE SET rows_done = p.rows_done + excluded.rows_done,
     rows_per_s = CASE WHEN excluded.rows_per_s > 0 THEN excluded.rows_per_s ELSE p.rows_per_s END,
     bulk_rows_per_s = CASE WHEN excluded.bulk_rows_per_s > 0 THEN excluded.bulk_rows_per_s ELSE p.bulk_rows_per_s END
+), kept_speeds AS (
+  INSERT INTO model_speeds AS k (model_id, online, bulk)
+  SELECT s.key::int, (array_agg((s.value->>0)::float8 ORDER BY heartbeat_at DESC) FILTER (WHERE s.value->0 > '0'))[1],
+    (array_agg((s.value->>1)::float8 ORDER BY heartbeat_at DESC) FILTER (WHERE s.value->1 > '0'))[1]
+  FROM old CROSS JOIN jsonb_each(speeds) s GROUP BY 1 ORDER BY 1
+  ON CONFLICT (model_id) DO UPDATE SET online = coalesce(excluded.online, k.online),
+    bulk = coalesce(excluded.bulk, k.bulk)
 )
 SELECT 1 FROM old
 """

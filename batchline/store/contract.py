@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import enum
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from batchline.errors import BatchlineError
 from batchline.job import Admitted, ClaimedJob, FinishedJob, JobView, Lane, NewJob, Status
@@ -60,6 +60,13 @@ class Pulse(enum.Enum):
     """It lives, and is to claim nothing more, finish what it holds, and end."""
     LOST = "lost"
     """The lease had run out: others may have the jobs; come back under a new id."""
+
+
+class Speed(NamedTuple):
+    """Rows/s of one worker busy with a model, by lane; 0 when never measured."""
+
+    online: float
+    bulk: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +290,7 @@ class Workers(Protocol):
         rows_per_s: float,
         bulk_rows_per_s: float = 0.0,
         rows_done: int = 0,
+        speeds: Mapping[int, Speed] | None = None,
     ) -> Pulse:
         """Renew the lease for `lease_s` from now, unless it had run out.
 
@@ -293,6 +301,7 @@ class Workers(Protocol):
             rows_per_s: how fast it goes, in the online lane if it has ever been busy there.
             bulk_rows_per_s: how fast in the bulk lane; 0 when never.
             rows_done: predicted and written since it registered.
+            speeds: of this worker, by the ids of models that it has served.
         """
         ...
 
@@ -310,6 +319,10 @@ class Workers(Protocol):
 
     def drain_rates(self, lane: Lane) -> dict[str, float]:
         """Measured rows/s of the live workers of each pool in a lane; a pool that was never busy in it is left out."""
+        ...
+
+    def speeds(self) -> dict[int, Speed]:
+        """Measured speeds by model id: the mean of the live workers that ever told one, else as last told by any."""
         ...
 
     def lead(self, name: str, holder: uuid.UUID, *, lease_s: float) -> float | None:

@@ -26,7 +26,7 @@ from sqlalchemy import (
     Uuid,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, ENUM, JSON
+from sqlalchemy.dialects.postgresql import ARRAY, ENUM, JSON, JSONB
 
 from batchline.batch import BatchStatus
 from batchline.job import Lane, Status
@@ -95,6 +95,13 @@ workers = Table(
     Column("instance", String, nullable=False, server_default=_EMPTY),
     Column("rows_done", BigInteger, nullable=False, server_default=_ZERO),
     Column("bulk_rows_per_s", Float, nullable=False, server_default=_ZERO),
+    Column(
+        "speeds",
+        JSONB,
+        nullable=False,
+        server_default=text("'{}'"),
+        comment="{model_id: [online, bulk]}, rows/s; 0: never",
+    ),
     Index("workers_instance", "instance", postgresql_where=text("instance <> ''")),
 )
 
@@ -105,6 +112,14 @@ pools = Table(
     Column("rows_done", BigInteger, nullable=False, server_default=_ZERO, comment="by pruned workers"),
     Column("rows_per_s", Float, nullable=False, server_default=_ZERO, comment="of the last one pruned"),
     Column("bulk_rows_per_s", Float, nullable=False, server_default=_ZERO, comment="likewise"),
+)
+
+model_speeds = Table(
+    "model_speeds",
+    metadata,
+    Column("model_id", Integer, primary_key=True, autoincrement=False),
+    Column("online", Float, comment="rows/s of the last one pruned that had measured"),
+    Column("bulk", Float, comment="likewise"),
 )
 
 jobs = Table(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import msgspec
 
 from batchline.job import Lane
-from batchline.store.contract import Pulse, WorkerView
+from batchline.store.contract import Pulse, Speed, WorkerView
 from batchline.store.postgres import Database
+from batchline.store.speeds import SPEEDS
 
 # On an instance that is given up a worker drains from its first moment; who gives it up right now is waited for.
 _REGISTER = """
@@ -22,7 +25,7 @@ ON CONFLICT (id) DO NOTHING
 _HEARTBEAT = """
 UPDATE workers SET heartbeat_at = now(), lease_until = now() + %(lease)s * interval '1 second',
   models = %(models)s, rows_per_s = %(rows_per_s)s, bulk_rows_per_s = %(bulk)s,
-  rows_done = %(rows_done)s
+  rows_done = %(rows_done)s, speeds = %(speeds)s::jsonb
 WHERE id = %(id)s AND lease_until > now() RETURNING draining
 """
 
@@ -72,6 +75,7 @@ class Workers:
         rows_per_s: float,
         bulk_rows_per_s: float = 0.0,
         rows_done: int = 0,
+        speeds: Mapping[int, Speed] | None = None,
     ) -> Pulse:
         params = {
             "id": worker_id,
@@ -80,6 +84,7 @@ class Workers:
             "rows_per_s": rows_per_s,
             "bulk": bulk_rows_per_s,
             "rows_done": rows_done,
+            "speeds": msgspec.json.encode(speeds or {}).decode(),
         }
         rows = self._db.run(_HEARTBEAT, params)
         if not rows:
@@ -100,6 +105,10 @@ class Workers:
 
     def drain_rates(self, lane: Lane) -> dict[str, float]:
         return {pool: float(rate) for pool, rate in self._db.run(_RATES[lane])}
+
+    def speeds(self) -> dict[int, Speed]:
+        found = self._db.run(f"WITH {SPEEDS} SELECT model_id, coalesce(online, 0), coalesce(bulk, 0) FROM speeds")
+        return {model_id: Speed(online, bulk) for model_id, online, bulk in found}
 
     def lead(self, name: str, holder: uuid.UUID, *, lease_s: float) -> float | None:
         rows = self._db.run(_LEAD, {"name": name, "holder": holder, "lease": lease_s})

@@ -9,7 +9,7 @@ import stack
 
 from batchline.job import Lane
 from batchline.store import open_store
-from batchline.store.contract import Pulse
+from batchline.store.contract import Pulse, Speed
 
 
 def _expire(url, table="workers"):
@@ -64,6 +64,36 @@ def test_rates_add_up_over_the_live_workers_of_a_pool(store):
     store.workers.bury([workers[3]])
     assert store.workers.drain_rates(Lane.ONLINE) == {"cpu": 3.0, "gpu": 4.0}
     assert store.workers.drain_rates(Lane.BULK) == {"cpu": 301.0, "gpu": 4.0, "slices": 900.0}
+
+
+def test_a_model_has_a_speed_of_its_own_that_outlives_who_measured_it(store, database_url):
+    """The mean of the living that measured it, else as the last told it, else as kept; each lane for itself."""
+    a, b, c = workers = [stack.a_worker(store) for _ in range(3)]
+    assert store.workers.speeds() == {}
+    _beat(store, a, speeds={7: Speed(10.0, 0.0), 8: Speed(1e-7, 900.0)})
+    _beat(store, b, speeds={7: Speed(30.0, 500.0)})
+    _beat(store, c, speeds={7: Speed(0.0, 700.0)})
+    assert store.workers.speeds() == {7: (20.0, 600.0), 8: (1e-7, 900.0)}
+    store.workers.bury([a])
+    assert store.workers.speeds() == {7: (30.0, 600.0), 8: (1e-7, 900.0)}
+    for age, worker in enumerate(workers):
+        stack.query(
+            database_url,
+            f"UPDATE workers SET lease_until = now() - interval '2 days',"
+            f" heartbeat_at = now() - interval '{age + 50} hours' WHERE id = '{worker}'",
+        )
+    told = {7: (10.0, 500.0), 8: (1e-7, 900.0)}
+    assert store.workers.speeds() == told
+    for _ in range(2):
+        store.chores.prune(results_kept_s=1e7, jobs_kept_s=1e7, keys_kept_s=1e7)
+        assert store.workers.list() == []
+        assert store.workers.speeds() == told
+    d = stack.a_worker(store)
+    _beat(store, d, speeds={7: Speed(40.0, 0.0)})
+    assert store.workers.speeds() == {7: (40.0, 500.0), 8: (1e-7, 900.0)}
+    stack.query(database_url, "UPDATE workers SET lease_until = now() - interval '2 days'")
+    store.chores.prune(results_kept_s=1e7, jobs_kept_s=1e7, keys_kept_s=1e7)
+    assert store.workers.speeds() == {7: (40.0, 500.0), 8: (1e-7, 900.0)}
 
 
 def test_one_leads_until_its_lease_ends_or_it_resigns(store, database_url):
