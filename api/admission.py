@@ -107,9 +107,9 @@ class Admission:
         deadline = self._deadline(now, wishes)
         self._backlog.admit(principal.tenant_id, model, count)
         cost_s = count / self._backlog.rate(model.spec.policy.pool)
-        start = self._share.start(principal.tenant_id, now.timestamp(), cost_s)
+        start = now.timestamp() + self._share.ahead_s(principal.tenant_id, self._clock.monotonic(), cost_s)
         return NewJob(
-            id=new_job_id(),
+            id=new_job_id(now.timestamp()),
             tenant_id=principal.tenant_id,
             model_id=model.id,
             lane=Lane.ONLINE,

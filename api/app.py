@@ -30,10 +30,11 @@ from api.reads import Reads
 from api.refresh import Refresh
 from api.scaling import ScalingRoutes
 from api.services import Services
-from batchline.clock import Clock, SystemClock
+from batchline.clock import SystemClock
 from batchline.queue.contract import Finished, Nudger
 from batchline.settings import Settings
 from batchline.store import Store
+from batchline.store.clock import StoreClock
 
 CLOSE_S = 10.0
 _SLACK_S = 0.5
@@ -54,9 +55,9 @@ class Api:
         self.services.reads.release()
 
 
-def build(settings: Settings, store: Store, nudger: Nudger, hints: Finished, clock: Clock | None = None) -> Api:
+def build(settings: Settings, store: Store, nudger: Nudger, hints: Finished) -> Api:
     """Put one API process together; nothing runs before the application's lifespan begins."""
-    clock = clock or SystemClock()
+    clock = StoreClock(store.db, SystemClock())
     # Keys, pings, lists and cancels; with commits, reads and refresh that is six connections at most.
     ask = Asking(threads=3, timeout_s=settings.group_wait_s + _SLACK_S)
     parsing = ThreadPoolExecutor(2, thread_name_prefix="parse")
@@ -81,7 +82,7 @@ def build(settings: Settings, store: Store, nudger: Nudger, hints: Finished, clo
         ),
         reads=Reads(store.jobs, timeout_s=settings.group_wait_s + _SLACK_S),
     )
-    refresh = Refresh([models.refresh, backlog.refresh])
+    refresh = Refresh([clock.refresh, models.refresh, backlog.refresh])
     health = Health(services)
 
     @asynccontextmanager

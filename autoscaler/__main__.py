@@ -19,7 +19,6 @@ from pathlib import Path
 from autoscaler import check, parts
 from autoscaler import config as configuration
 from autoscaler.budget import Budgets, online_of
-from autoscaler.clock import StoreClock
 from autoscaler.config import Config
 from autoscaler.loop import Autoscaler, decide, facts_of
 from autoscaler.observe import Observer
@@ -29,6 +28,7 @@ from batchline import logs, metrics, settings
 from batchline.clock import SystemClock
 from batchline.errors import BatchlineError, SettingsError
 from batchline.store import Store, migrations, open_store
+from batchline.store.clock import StoreClock
 from batchline.store.cost_contract import Standing
 
 log = logging.getLogger("autoscaler")
@@ -68,17 +68,14 @@ def _run(store: Store, config: Config, path: Path | None, *, lease_s: float) -> 
     listener = parts.listener(config, trials, leads=lambda: scaler.leads, obey=obey)
     trials.refuse()
     publisher = Publisher(channel)
-    scaler = Autoscaler(store, config, providers, _clock(store), lease_s=lease_s, publisher=publisher)
+    clock = StoreClock(store.db, SystemClock())
+    scaler = Autoscaler(store, config, providers, clock, lease_s=lease_s, publisher=publisher)
     threads = [thread for thread in (channel, listener) if thread is not None]
     for thread in threads:
         thread.start()
-    scaler.run(stop, _reread(path, scaler) if path else lambda: None)
+    scaler.run(stop, [clock.refresh, *([_reread(path, scaler)] if path else [])])
     for thread in threads:
         thread.close()
-
-
-def _clock(store: Store) -> StoreClock:
-    return StoreClock(store.db, SystemClock())
 
 
 def _reread(path: Path, scaler: Autoscaler) -> Callable[[], None]:
@@ -110,7 +107,8 @@ def _reread(path: Path, scaler: Autoscaler) -> Callable[[], None]:
 
 
 def _status(store: Store, config: Config, *, as_json: bool) -> str:
-    clock = _clock(store)
+    clock = StoreClock(store.db, SystemClock())
+    clock.refresh()
     observer, budgets = Observer(store, clock), Budgets(store.costs, clock)
     found: list[dict[str, object]] = []
     for pool, look in observer.look(config.pools).items():

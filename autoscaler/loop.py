@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -99,12 +99,13 @@ class Autoscaler:
             for pool, one in providers.items()
         }
 
-    def run(self, stop: threading.Event, before: Callable[[], None] = lambda: None) -> None:
-        """Work until `stop` is set, then let go of the lease; `before` is called before each tick."""
+    def run(self, stop: threading.Event, before: Sequence[Callable[[], None]] = ()) -> None:
+        """Work until `stop` is set, then let go of the lease; each of `before` is called before each tick."""
         self._stop = stop
         while not stop.is_set():
             begun = self._clock.monotonic()
-            before()
+            for call in before:
+                call()
             self.tick()
             stop.wait(max(0.0, self._config.every_s - (self._clock.monotonic() - begun)))
         self.close()

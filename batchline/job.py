@@ -99,9 +99,13 @@ _random = random.Random()
 os.register_at_fork(after_in_child=_random.seed)
 
 
-def new_job_id() -> uuid.UUID:
-    """A UUIDv7 (RFC 9562): 48 bits of milliseconds, then random; sorts by time of creation."""
-    ms = time.time_ns() // 1_000_000
+def new_job_id(epoch_s: float | None = None) -> uuid.UUID:
+    """A UUIDv7 (RFC 9562): 48 bits of milliseconds, then random; sorts by time of creation.
+
+    Args:
+        epoch_s: that time; without it this machine's clock is asked.
+    """
+    ms = time.time_ns() // 1_000_000 if epoch_s is None else int(epoch_s * 1000)
     value = (ms & (2**48 - 1)) << 80 | 0x7 << 76 | _random.getrandbits(12) << 64 | 0b10 << 62 | _random.getrandbits(62)
     return uuid.UUID(int=value)
 
@@ -141,7 +145,8 @@ def rank_us(start: float, priority: int, deadline: float | None = None) -> int:
     """A job's place in its queue: smaller is claimed first.
 
     Args:
-        start: virtual start time of the job within its tenant's share, in epoch seconds (see `FairShare`).
+        start: virtual start time of the job within its tenant's share, in epoch seconds: now, and as much later as
+            the tenant is ahead (see `FairShare`).
         priority: 0 (first) to 9.
         deadline: epoch seconds by which it should be finished, or None.
 
@@ -156,22 +161,29 @@ def rank_us(start: float, priority: int, deadline: float | None = None) -> int:
 
 
 class FairShare:
-    """Virtual start times per tenant: start-time fair queueing (Goyal, Vin, Cheng, 1996).
+    """How far tenants are ahead of their share: start-time fair queueing (Goyal, Vin, Cheng, 1996).
 
     A tenant that submits faster than its share runs ahead of the clock, and its later jobs rank behind those of a
-    tenant that just came. One per API process; processes need not agree exactly.
+    tenant that just came. One per API process; processes need not agree exactly. Kept in monotonic time: no step of a
+    wall clock puts anybody behind.
     """
 
     def __init__(self) -> None:
         self._next: dict[int, float] = {}
 
-    def start(self, tenant_id: int, now: float, cost_s: float) -> float:
-        """The virtual start of a job that costs `cost_s` seconds of the pool, in epoch seconds."""
-        start = max(now, self._next.get(tenant_id, 0.0))
+    def ahead_s(self, tenant_id: int, at_s: float, cost_s: float) -> float:
+        """How long after now a job of the tenant starts virtually.
+
+        Args:
+            tenant_id: whose it is.
+            at_s: now, in monotonic seconds.
+            cost_s: seconds of the pool that the job costs.
+        """
+        start = max(at_s, self._next.get(tenant_id, at_s))
         self._next[tenant_id] = start + cost_s
         if len(self._next) > 10_000:
-            self._next = {t: at for t, at in self._next.items() if at > now}
-        return start
+            self._next = {t: at for t, at in self._next.items() if at > at_s}
+        return start - at_s
 
 
 class NewJob(msgspec.Struct, frozen=True, gc=False):

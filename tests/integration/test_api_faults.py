@@ -10,9 +10,11 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from typing import Any
 
 import api_server
@@ -20,7 +22,9 @@ import httpx
 import pytest
 import stack
 from api_server import ALICE, BOB, ROW
+from system import until
 
+from batchline.clock import SystemClock
 from batchline.local.server import free_port
 from batchline.local.servers import PostgresServer
 from batchline.queue.celery_queue import CeleryNudger
@@ -182,6 +186,36 @@ def test_backlog_limits(database_url: str, redis_url: str) -> None:
         while sum(entry.rows for entry in api.api.services.backlog.queued) < 13:
             assert time.monotonic() < deadline
         assert api.submit([ROW] * 3).status_code == 429
+
+
+class SetClock(SystemClock):
+    """A machine's clock that somebody sets."""
+
+    ahead_s = 0.0
+
+    def now(self) -> datetime:
+        return super().now() + timedelta(seconds=self.ahead_s)
+
+
+def test_a_job_takes_its_place_by_the_clock_of_postgres(
+    database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine whose clock is an hour off, or set while it runs, puts no job before or behind those of others."""
+    own = SetClock()
+    monkeypatch.setattr("api.app.SystemClock", lambda: own)
+    newest = "SELECT rank / 1e6 - extract(epoch FROM now()), id FROM jobs ORDER BY created_at DESC LIMIT 1"
+
+    def off_s() -> float:
+        assert api.submit().status_code == 202
+        rank_off_s, job_id = stack.query(database_url, newest)[0]
+        assert abs((uuid.UUID(str(job_id)).int >> 80) / 1000 - time.time() - float(rank_off_s)) < 10
+        return abs(float(rank_off_s))
+
+    own.ahead_s = 3600.0
+    with api_server.running_api(database_url, redis_url) as api:
+        until(lambda: off_s() < 10, within_s=10, what="Postgres is asked for the time")
+        own.ahead_s = -3600.0
+        assert off_s() < 10
 
 
 def test_two_processes_need_nothing_of_each_other(database_url: str, redis_url: str) -> None:

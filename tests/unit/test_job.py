@@ -79,6 +79,7 @@ def test_new_ids_are_version_7_and_lie_after_their_time():
     assert (job_id.version, job_id.variant) == (7, uuid.RFC_4122)
     at = (job_id.int >> 80) / 1000
     assert first_id_at(at) <= job_id < first_id_at(at + 0.002)
+    assert first_id_at(1.7e9) <= new_job_id(1.7e9) < first_id_at(1.7e9 + 0.002)
 
 
 @given(times, times)
@@ -143,19 +144,18 @@ def test_a_deadline_only_ever_helps(start, priority, deadline):
 def test_a_tenant_that_floods_ranks_behind_one_that_just_came():
     """Start-time fair queueing: virtual time runs ahead with what was used."""
     share = FairShare()
-    flood = [share.start(1, 100.0, 2.0) for _ in range(5)]
-    assert flood == [100.0, 102.0, 104.0, 106.0, 108.0]
-    assert share.start(2, 100.0, 2.0) == 100.0
-    assert share.start(1, 200.0, 2.0) == 200.0
+    flood = [share.ahead_s(1, 100.0, 2.0) for _ in range(5)]
+    assert flood == [0.0, 2.0, 4.0, 6.0, 8.0]
+    assert share.ahead_s(2, 100.0, 2.0) == 0.0
+    assert share.ahead_s(1, 105.0, 2.0) == 5.0
+    assert share.ahead_s(1, 200.0, 2.0) == 0.0
 
 
 def test_fair_share_forgets_only_who_is_not_ahead():
     """Its memory is bounded by the tenants that are owed something."""
     share = FairShare()
-    share.start(0, 100.0, 1000.0)
+    share.ahead_s(0, 100.0, 20_000.0)
     for tenant in range(1, 10_002):
-        share.start(tenant, 100.0 + tenant, 0.5)
+        share.ahead_s(tenant, 100.0 + tenant, 0.5)
     assert len(share._next) < 100
-    assert share.start(0, 5000.0, 1.0) == 5000.0
-    share.start(1, 20_000.0, 500.0)
-    assert share.start(1, 20_000.0, 1.0) == 20_500.0
+    assert share.ahead_s(0, 15_100.0, 1.0) == 5000.0

@@ -1,4 +1,4 @@
-"""Wall time as Postgres has it: what the autoscaler compares with rows it compares by the clock that wrote them."""
+"""Wall time as Postgres has it: what is compared with rows goes by the clock that wrote them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from batchline.clock import Clock
 from batchline.errors import StoreUnavailableError
 from batchline.store.postgres import Database
 
-log = logging.getLogger("autoscaler")
+log = logging.getLogger("batchline.store")
 
 _ASK_S = 60.0
 """Two clocks drift apart by less than a hundredth of a second within it."""
@@ -27,7 +27,7 @@ class StoreClock:
 
     def __init__(self, db: Database, own: Clock) -> None:
         """Args:
-        db: asked in the thread that calls `now`.
+        db: asked by `refresh`, and by nothing else.
         own: this machine's; its wall time counts until Postgres has answered for the first time.
         """
         self._db = db
@@ -36,13 +36,18 @@ class StoreClock:
         self._then: tuple[datetime, float] | None = None
         self._told = False
 
-    def now(self) -> datetime:
+    def refresh(self) -> None:
+        """Ask Postgres if it is time (blocking); for one thread, called every few seconds at least."""
         at = self._own.monotonic()
         if at >= self._due:
             self._due = at + (_ASK_S if self._ask() else _ASK_AGAIN_S)
-        if self._then is None:
+
+    def now(self) -> datetime:
+        """Never blocks."""
+        known = self._then
+        if known is None:
             return self._own.now()
-        then, since = self._then
+        then, since = known
         return then + timedelta(seconds=self._own.monotonic() - since)
 
     def monotonic(self) -> float:
