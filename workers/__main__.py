@@ -62,6 +62,7 @@ def main() -> int:
         config,
         loaded=models.refs,
         done=turns.done,
+        worked=turns.worked,
         on_drain=lambda: _drain(leave),
         report=Reporter(own.costs, turns).tell,
     )

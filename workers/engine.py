@@ -242,7 +242,7 @@ class Engine:
             log.exception("claim failed", extra={"model": model.spec.ref, "jobs": len(jobs)})
             return self._failed(hand, "internal", f"The worker could not run this job ({type(e).__name__}).")
         written = time.monotonic()
-        self._turns.count(hand.gathered.rows)
+        self._turns.count(hand.gathered.rows, model.id)
         for stage, seconds in (
             ("claim", hand.claim_s),
             ("collate", collated - at),

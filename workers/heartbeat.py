@@ -9,19 +9,21 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from batchline.errors import StoreUnavailableError
 from batchline.job import Lane
 from batchline.settings import Settings
-from batchline.store.contract import Pulse, Workers
+from batchline.store.contract import Pulse, Speed, Workers
 
 log = logging.getLogger("workers")
 
 _RATE_S = 45.0
 _FORGOTTEN_S = 1e-9
 """Busy time that has faded to less says no more how fast it was."""
+_MODELS = 64
+"""Speeds of so many models are told at most, of those served last."""
 _RETRY_S = 1.0
 _SOON = 0.25
 """Part of the time between two beats after which the next one may come, when it is asked for."""
@@ -64,6 +66,31 @@ class Rate:
         return self._rate
 
 
+class Speeds:
+    """The rates of each model lately served, by lane."""
+
+    def __init__(self) -> None:
+        self._rates: dict[int, dict[Lane, Rate]] = {}
+        """The one that has not been served for longest comes first."""
+
+    def add(self, worked: Mapping[tuple[Lane, int], tuple[int, float]], elapsed_s: float) -> dict[int, Speed]:
+        """Count rows and busy seconds of the last `elapsed_s`, by lane and model, and return what is to be told."""
+        for _, model_id in worked:
+            self._rates[model_id] = self._rates.pop(model_id, None) or {lane: Rate() for lane in Lane}
+        while len(self._rates) > _MODELS:
+            del self._rates[next(iter(self._rates))]
+        found = {
+            model_id: Speed(
+                *(
+                    _six_digits(rates[lane].add(*worked.get((lane, model_id), (0, 0.0)), elapsed_s))
+                    for lane in (Lane.ONLINE, Lane.BULK)
+                )
+            )
+            for model_id, rates in self._rates.items()
+        }
+        return {model_id: speed for model_id, speed in found.items() if any(speed)}
+
+
 class Heart:
     """Keeps the lease. Whose lease has run out comes back under a new id; the fence drops the results of the old."""
 
@@ -74,6 +101,7 @@ class Heart:
         *,
         loaded: Callable[[], str],
         done: Callable[[Lane], tuple[int, float]],
+        worked: Callable[[], Mapping[tuple[Lane, int], tuple[int, float]]],
         on_drain: Callable[[], None],
         report: Callable[[uuid.UUID], None],
     ) -> None:
@@ -84,6 +112,7 @@ class Heart:
             settings: of the process.
             loaded: the refs of the loaded models.
             done: rows of a lane predicted and its busy seconds since the process began.
+            worked: the same by lane and model, since it was last asked; see `Turns.worked`.
             on_drain: called at every beat that tells this worker to drain; it must not wait.
             report: called with our id after every beat; it must not raise.
         """
@@ -91,10 +120,12 @@ class Heart:
         self._settings = settings
         self._loaded = loaded
         self._done = done
+        self._worked = worked
         self._on_drain = on_drain
         self._report = report
         self._rates = {lane: Rate() for lane in Lane}
         self._rate = self._bulk_rate = 0.0
+        self._by_model, self._speeds = Speeds(), dict[int, Speed]()
         self._rows_told, self._rows_before = 0, 0
         """Rows that this process has told of, and those of them that it told under former ids."""
         self._closed, self._soon = threading.Event(), threading.Event()
@@ -151,6 +182,7 @@ class Heart:
             for lane, (rows, busy_s) in counted.items():
                 rows_now, busy_now = counted[lane] = self._done(lane)
                 rates[lane] = self._rates[lane].add(rows_now - rows, busy_now - busy_s, now - before)
+            self._speeds = self._by_model.add(self._worked(), now - before)
             before = now
             try:
                 # What jobs wait for is the online rate: slices, a hundred times as fast, must not brighten it.
@@ -194,11 +226,16 @@ class Heart:
             rows_per_s=self._rate,
             bulk_rows_per_s=self._bulk_rate,
             rows_done=rows - self._rows_before,
+            speeds=self._speeds,
         )
         if pulse is not Pulse.LOST:
             self._rows_told = rows
         self._report(self.worker_id)
         return pulse
+
+
+def _six_digits(rate: float) -> float:
+    return float(f"{rate:.6g}")
 
 
 def _is_gone(pid: int) -> bool:

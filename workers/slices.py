@@ -278,7 +278,7 @@ class SliceRunner:
         run.spent.passes += done.pass_s
         if done.no_room and run.job.failures + 1 < self._settings.max_failures:
             raise OutOfMemoryError("The device had no room for a row of this slice.")
-        self._turns.count(len(stretch.todo), Lane.BULK)
+        self._turns.count(len(stretch.todo), run.model.id, Lane.BULK)
 
     def _progress(self, run: _Run) -> bool:
         return self._slices.progress(run.worker_id, run.job, run.rows_done)

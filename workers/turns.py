@@ -6,6 +6,7 @@ import math
 import threading
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Self
@@ -81,6 +82,7 @@ class Turns:
         self._alone = False
         self._tallies = {lane: _Tally() for lane in Lane}
         self._meter = Meter()
+        self._rows: dict[tuple[Lane, int], int] = defaultdict(int)
         self._hands: dict[uuid.UUID, Hand] = {}
         """By the first job of each claim."""
 
@@ -94,7 +96,7 @@ class Turns:
         with self._change:
             self._tallies[lane].hold(len(ids))
             self._held.update(ids)
-            if hand := self._meter.begin(jobs) if ids else None:
+            if hand := self._meter.begin(jobs, lane) if ids else None:
                 self._hands[ids[0]] = hand
             if lane is Lane.BULK:
                 self._slices.update(ids)
@@ -153,15 +155,27 @@ class Turns:
                 return False
         return True
 
-    def count(self, rows: int, lane: Lane = Lane.ONLINE) -> None:
-        """Note rows that have been predicted and written."""
+    def count(self, rows: int, model_id: int, lane: Lane = Lane.ONLINE) -> None:
+        """Note rows of a model that have been predicted and written."""
         with self._change:
             self._tallies[lane].rows += rows
+            self._rows[lane, model_id] += rows
 
     def done(self, lane: Lane) -> tuple[int, float]:
         """Rows of a lane counted, and for how many seconds some of its jobs were in hand, since the process began."""
         with self._change:
             return self._tallies[lane].rows, self._tallies[lane].busy_s
+
+    def worked(self) -> dict[tuple[Lane, int], tuple[int, float]]:
+        """Rows counted and seconds spent since it was last asked, by lane and model.
+
+        A moment in which claims of several models are in hand is shared evenly by them, as in `workers.usage`: rows
+        over seconds is what one does in the time that it really has, and the seconds of all are those of the process.
+        """
+        with self._change:
+            busy = self._meter.busy()
+            rows, self._rows = self._rows, defaultdict(int)
+        return {key: (rows.get(key, 0), busy.get(key, 0.0)) for key in {*rows, *busy}}
 
     def belongs(self, job_id: uuid.UUID, batch_id: uuid.UUID) -> None:
         """The slice in hand is of this batch: its time is the batch's."""

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from batchline.job import ClaimedJob
+from batchline.job import ClaimedJob, Lane
 from batchline.store.cost_contract import Used
 
 _HOUR_S = 3600
@@ -20,7 +20,8 @@ _IDLE: _Owner = (0, 0, None)
 class Hand:
     """One claim in hand: jobs of one model that run together, or a slice."""
 
-    def __init__(self, jobs: Sequence[ClaimedJob], mark: float) -> None:
+    def __init__(self, jobs: Sequence[ClaimedJob], lane: Lane, mark: float) -> None:
+        self.lane = lane
         self.batch: uuid.UUID | None = None
         self.parts: dict[tuple[int, int], int] = defaultdict(int)
         for job in jobs:
@@ -50,11 +51,12 @@ class Meter:
         self._hands: set[Hand] = set()
         self._sums: dict[tuple[int, _Owner], float] = defaultdict(float)
         self._told: dict[tuple[int, _Owner], float] = {}
+        self._busy: dict[tuple[Lane, int], float] = defaultdict(float)
 
-    def begin(self, jobs: Sequence[ClaimedJob]) -> Hand:
+    def begin(self, jobs: Sequence[ClaimedJob], lane: Lane = Lane.ONLINE) -> Hand:
         """The jobs of one claim, at least one, come into hand."""
         self._advance()
-        hand = Hand(jobs, self._share)
+        hand = Hand(jobs, lane, self._share)
         self._hands.add(hand)
         return hand
 
@@ -97,6 +99,14 @@ class Meter:
             del self._sums[key]
             self._told.pop(key, None)
 
+    def busy(self) -> dict[tuple[Lane, int], float]:
+        """Seconds by lane and model since it was last asked."""
+        self._advance()
+        for hand in self._hands:
+            self._credit(hand)
+        busy, self._busy = self._busy, defaultdict(float)
+        return busy
+
     def restart(self) -> None:
         """Sums begin anew with what has not been told; what is in hand stays there."""
         for key, seconds in self._told.items():
@@ -119,4 +129,6 @@ class Meter:
         hand.seconds += seconds
         hour = self._hour()
         for (tenant, model), rows in hand.parts.items():
-            self._sums[hour, (tenant, model, hand.batch)] += seconds * rows / hand.rows
+            part = seconds * rows / hand.rows
+            self._sums[hour, (tenant, model, hand.batch)] += part
+            self._busy[hand.lane, model] += part

@@ -23,6 +23,7 @@ class Told:
 
     def __init__(self, store: Store, heartbeat_s: float) -> None:
         self.rows = 0
+        self.worked: dict[tuple[Lane, int], tuple[int, float]] = {}
         self.drained = threading.Event()
         self.beats = 0
         settings = Settings(instance="one", heartbeat_s=heartbeat_s, lease_s=60.0)
@@ -31,9 +32,14 @@ class Told:
             settings,
             loaded=lambda: "digits@1",
             done=lambda lane: (self.rows if lane is Lane.ONLINE else 0, 1.0),
+            worked=self._worked,
             on_drain=self.drained.set,
             report=self._report,
         )
+
+    def _worked(self) -> dict[tuple[Lane, int], tuple[int, float]]:
+        worked, self.worked = self.worked, {}
+        return worked
 
     def _report(self, _worker: uuid.UUID) -> None:
         self.beats += 1
@@ -89,6 +95,18 @@ def test_rows_are_told_with_each_beat_and_the_last_ones_at_the_end(
     told.heart.stop()
     assert _rows_done(database_url) == [7]
     assert [(w.live, w.instance, w.models) for w in store.workers.list()] == [(False, "one", "digits@1")]
+
+
+def test_speeds_are_told_by_model_also_under_a_new_id(store: Store, hearts: Callable[[float], Told]) -> None:
+    """What was measured under the old id holds for the new one; lanes are told apart."""
+    told = hearts(0.05)
+    told.worked = {(Lane.ONLINE, 7): (10, 1.0), (Lane.BULK, 7): (1000, 2.0), (Lane.BULK, 8): (0, 1.0)}
+    _until(lambda: store.workers.speeds() == {7: (10.0, 500.0)})
+    old = told.heart.worker_id
+    store.workers.bury([old])
+    _until(lambda: told.heart.worker_id != old)
+    told.worked = {(Lane.ONLINE, 8): (3, 1.0)}
+    _until(lambda: store.workers.speeds() == {7: (10.0, 500.0), 8: (3.0, 0.0)})
 
 
 def test_who_comes_back_under_a_new_id_does_not_tell_its_rows_twice(

@@ -20,7 +20,7 @@ from batchline.job import ClaimedJob, Lane, Status
 from batchline.store.contract import Catalogue, Head
 from workers.claiming import preferred
 from workers.finishing import encode
-from workers.heartbeat import Rate
+from workers.heartbeat import Rate, Speeds
 from workers.idle import Newcomers
 from workers.predict import Predicted
 from workers.turns import Turns
@@ -127,11 +127,23 @@ def test_rows_and_busy_time_are_told_by_lane():
     """A slice that is in hand makes online work neither busier nor faster."""
     turns = Turns()
     with turns.hold([a_job()], Lane.BULK):
-        turns.count(1000, Lane.BULK)
+        turns.count(1000, 1, Lane.BULK)
     assert turns.done(Lane.ONLINE) == (0, 0.0)
     rows, busy_s = turns.done(Lane.BULK)
     assert rows == 1000
     assert busy_s > 0
+
+
+def test_models_have_rates_of_their_own_and_those_not_served_for_longest_go_first():
+    """Of one that fades the last rate stays until 64 others have been served since; who did no row has none."""
+    speeds = Speeds()
+    assert speeds.add({(Lane.ONLINE, 1): (1000, 1.0), (Lane.BULK, 2): (10, 1.0), (Lane.ONLINE, 3): (0, 1.0)}, 1.0) == {
+        1: (1000.0, 0.0),
+        2: (0.0, 10.0),
+    }
+    assert speeds.add({(Lane.ONLINE, 2): (30, 1.0)}, 1e6) == {1: (1000.0, 0.0), 2: (30.0, 10.0)}
+    many = {(Lane.ONLINE, n): (n, 1.0) for n in range(100, 163)}
+    assert set(speeds.add(many, 1.0)) == {2, *range(100, 163)}
 
 
 def test_a_look_for_new_models_that_fails_is_not_the_last(tmp_path: Path) -> None:

@@ -60,6 +60,34 @@ def test_time_is_shared_evenly_by_the_claims_in_hand_and_by_rows_within_one():
     assert seconds(meter) == expected
 
 
+def test_seconds_of_a_model_are_those_it_had_of_the_process_not_those_it_was_in_hand():
+    """Two models that overlap share the time, so that rows/s times seconds of both make what the process did."""
+    time = Time()
+    meter = time.meter()
+    fast = meter.begin([a_job(1, 10, model=1), a_job(2, 10, model=1)])
+    slow = meter.begin([a_job(model=2)], Lane.BULK)
+    time.now = 4.0
+    assert meter.busy() == {(Lane.ONLINE, 1): 2.0, (Lane.BULK, 2): 2.0}
+    meter.end(fast)
+    time.now = 7.0
+    meter.end(slow)
+    assert meter.busy() == {(Lane.ONLINE, 1): 0.0, (Lane.BULK, 2): 3.0}
+    time.now = 100.0
+    assert meter.busy() == {}
+
+
+def test_rows_are_counted_by_lane_and_model_since_the_last_look():
+    """And with the seconds in which they were done; what was told once is not told again."""
+    turns = Turns()
+    with turns.hold([a_job(model=7)]), turns.hold([a_job(model=8)], Lane.BULK):
+        turns.count(3, 7)
+        turns.count(500, 8, Lane.BULK)
+    worked = turns.worked()
+    assert {key: rows for key, (rows, _) in worked.items()} == {(Lane.ONLINE, 7): 3, (Lane.BULK, 8): 500}
+    assert all(seconds > 0 for _, seconds in worked.values())
+    assert turns.worked() == {}
+
+
 def test_sums_are_told_until_they_are_known_and_begin_anew_with_each_hour_and_name():
     """What has not been told goes on under the new name; nothing is told twice."""
     time = Time()
