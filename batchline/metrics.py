@@ -47,6 +47,9 @@ CHORE_RUNS = Counter(
     "batchline_chore_runs_total", "Runs of each chore, by outcome", ["chore", "outcome"], registry=REGISTRY
 )
 RESCUED = Counter("batchline_jobs_rescued_total", "Jobs taken back from workers whose lease expired", registry=REGISTRY)
+EXPEDITED = Counter(
+    "batchline_slices_expedited_total", "Slices put first since their deadline is near", ["pool"], registry=REGISTRY
+)
 LEADER = Gauge("batchline_scheduler_leader", "1 while this process is the leader", registry=REGISTRY)
 
 BUDGET = Gauge(

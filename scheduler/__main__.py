@@ -17,6 +17,7 @@ from scheduler.beside import Beside
 from scheduler.chores.blobs import blobs, orphans
 from scheduler.chores.cron import Cron
 from scheduler.chores.dispatch import dispatch
+from scheduler.chores.expedite import expedite
 from scheduler.chores.expire import expire
 from scheduler.chores.hold import hold
 from scheduler.chores.prune import prune
@@ -48,6 +49,7 @@ def main() -> int:
         dispatch(config, store, nudger),
         rescue(config, store),
         expire(store),
+        expedite(store),
         threshold(store),
         hold(store),
         prune(config, store),

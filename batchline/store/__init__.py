@@ -14,6 +14,8 @@ from batchline.store import (
     contract,
     cost_contract,
     costs,
+    expedite,
+    expedite_contract,
     files,
     instance_contract,
     instances,
@@ -27,7 +29,7 @@ from batchline.store.postgres import Database
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Twelve rooms over one pool of connections; a process takes the rooms it needs."""
+    """Thirteen rooms over one pool of connections; a process takes the rooms it needs."""
 
     db: Database
     jobs: contract.Jobs
@@ -42,6 +44,7 @@ class Store:
     schedules: batch_contract.Schedules
     instances: instance_contract.Instances
     costs: cost_contract.CostRoom
+    deadlines: expedite_contract.Deadlines
 
     def close(self) -> None:
         self.db.close()
@@ -68,4 +71,5 @@ def store_on(db: Database) -> Store:
         schedules.Schedules(db),
         instances.Instances(db),
         costs.CostRoom(db),
+        expedite.Deadlines(db),
     )
