@@ -134,6 +134,11 @@ OPERATIONS = (
     ),
     Operation("get", "/livez", "livez", "Whether the process lives", {200: content(OBJECT)}),
     Operation("get", "/readyz", "readyz", "Whether the process can take work", {200: content(OBJECT)}, (503,)),
+    Operation(
+        "get", "/metrics", "metrics", "Read the metrics of this process",
+        {200: content({"type": "string"}, media_type="text/plain")}, scope="admin",
+        description="For Prometheus: its text format, or OpenMetrics if the request accepts it.",
+    ),
     Operation("get", "/v2", "v2_server", "Name, version and extensions", {200: content(OBJECT)}),
     Operation("get", "/v2/health/live", "v2_live", "Whether the process lives", {200: content(OBJECT)}),
     Operation("get", "/v2/health/ready", "v2_ready", "Whether it can take work", {200: content(OBJECT)}, (503,)),

@@ -1,4 +1,4 @@
-"""Health, models and workers: what operators and probes ask."""
+"""Health, metrics, models and workers: what operators and probes ask."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import msgspec
 from litestar import Request, get
 from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
+from prometheus_client.exposition import choose_encoder
 
 from api.http import answer, headers_of
 from api.services import Services
 from batchline.errors import BatchlineError, NotFoundError, StoreUnavailableError
+from batchline.metrics import REGISTRY
 from batchline.model import ModelRecord
 from batchline.store.health import read_schema
 from batchline.store.migrations import head
@@ -62,6 +64,7 @@ class OpsRoutes:
         return [
             get("/livez", name="livez")(self.live),
             get("/readyz", name="readyz")(self.ready),
+            get("/metrics", name="metrics")(self.metrics),
             get("/v1/models", name="list_models")(self.models),
             get("/v1/models/{model:str}", name="get_model")(self.model),
             get("/v1/workers", name="list_workers")(self.workers),
@@ -73,6 +76,13 @@ class OpsRoutes:
     async def ready(self) -> ASGIResponse:
         await self._health.check()
         return answer(200, b'{"status":"ok"}')
+
+    async def metrics(self, request: AnyRequest) -> ASGIResponse:
+        """This process's, in the format that the scraper accepts."""
+        headers = headers_of(request.scope)
+        await self._s.keys.check(headers, "admin")
+        encode, media_type = choose_encoder(headers.get(b"accept", b"").decode("latin-1"))
+        return answer(200, encode(REGISTRY), media_type=media_type)
 
     async def models(self, request: AnyRequest) -> ASGIResponse:
         await self._s.keys.check(headers_of(request.scope), "read")
@@ -118,6 +128,7 @@ def _model(records: list[ModelRecord]) -> dict[str, object]:
         "created": int(records[0].created_at_s),
         "owned_by": "batchline",
         "aliases": {"production": last.spec.version},
+        "traffic": {"production": last.spec.version, "canary": None, "shadow": None},
         "versions": [
             {
                 "version": r.spec.version,

@@ -56,7 +56,7 @@ def _tell(scope: Scope, error: Exception) -> _Told:
         code = _ROUTER_CODES.get(status, "malformed")
         detail = _ROUTER_DETAILS.get(status, HTTPStatus(status).phrase)
         faults = ()
-        headers |= {k: v for k, v in (error.headers or {}).items() if k.lower() == "allow"}
+        headers |= {k: _methods(v) for k, v in (error.headers or {}).items() if k.lower() == "allow"}
     else:
         log.error("request failed", extra={"path": path}, exc_info=error)
         status, code, detail, faults = 500, "internal", "Something went wrong here; it has been logged.", ()
@@ -68,6 +68,12 @@ def _tell(scope: Scope, error: Exception) -> _Told:
         return _Told(*openai.error(status, code, detail, faults), headers, JSON)
     media_type = JSON if path == "/v2" or path.startswith("/v2/") else PROBLEM
     return _Told(*refusal(path, status, code, detail, faults), headers, media_type)
+
+
+def _methods(allowed: str) -> str:
+    """The methods that litestar names, in order, and HEAD wherever GET is (see `front`)."""
+    methods = set(allowed.split(", "))
+    return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
 
 
 _ROUTER_DETAILS = {

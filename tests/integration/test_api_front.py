@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from api_server import BOB, READER, ROW, SUBMITTER, Running
+from api_server import ALICE, BOB, READER, ROW, SUBMITTER, Running
 
 from batchline.metrics import REGISTRY
 
@@ -76,4 +76,46 @@ def test_what_is_not_plainly_a_hot_route_is_litestars(api: Running) -> None:
     assert api.call("GET", "/v1/jobs/job_nix/x").status_code == 404
     assert api.call("GET", "/v1/jobsx").status_code == 404
     assert api.call("GET", "/v1/jobs").json()["object"] == "list"
-    assert api.call("HEAD", "/v1/jobs").status_code == 405
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        ("/livez", ALICE), ("/v1/jobs", ALICE), ("/v1/jobs/JOB", ALICE), ("/v1/jobs/job_nix", ALICE),
+        ("/v1/jobs", "nobody"), ("/v2/models/digits", ALICE), ("/v1/files/FILE/content", ALICE), ("/nowhere", ALICE),
+    ],
+)  # fmt: skip
+def test_head_is_get_without_the_body(api: Running, path: str, key: str) -> None:
+    """Status and headers are those of GET (RFC 9110, 9.3.2), on hot, cold and streamed routes, and of errors."""
+    if "JOB" in path:
+        path = path.replace("JOB", api.submit(headers={"Prefer": "wait=10"}).json()["id"])
+    if "FILE" in path:
+        files, data = {"file": ("in.jsonl", b"{}\n" * 1_000_000)}, {"purpose": "batch"}
+        path = path.replace("FILE", api.call("POST", "/v1/files", files=files, data=data).json()["id"])
+    head, get = api.call("HEAD", path, key), api.call("GET", path, key)
+    assert (head.status_code, head.content) == (get.status_code, b"")
+    assert {k: v for k, v in head.headers.items() if k != "date"} == {
+        k: v for k, v in get.headers.items() if k != "date"
+    }
+
+
+def test_head_of_an_address_that_is_for_post_is_405(api: Running) -> None:
+    """And says what the address takes."""
+    response = api.call("HEAD", "/v1/jobs/job_nix/cancel")
+    assert (response.status_code, response.headers["Allow"], response.content) == (405, "OPTIONS, POST", b"")
+
+
+@pytest.mark.parametrize(
+    ("path", "allow"),
+    [
+        ("/v1/jobs", "GET, HEAD, OPTIONS, POST"),
+        ("/v1/schedules/sched_nix", "DELETE, GET, HEAD, OPTIONS, PATCH"),
+        ("/v1/jobs/job_nix/cancel", "OPTIONS, POST"),
+    ],
+)
+def test_options_and_405_tell_all_methods(api: Running, path: str, allow: str) -> None:
+    """Of all handlers of an address, not only of the first."""
+    options, refused = api.call("OPTIONS", path), api.call("TRACE", path)
+    assert (options.status_code, options.headers["Allow"], options.content) == (204, allow, b"")
+    assert (refused.status_code, refused.headers["Allow"]) == (405, allow)
+    assert api.call("OPTIONS", "/nowhere").status_code == 404
