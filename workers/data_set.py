@@ -74,7 +74,10 @@ class DataSetWork:
                 bad = self._put(part, stretch)
                 rows += stretch.count
                 failed += [stretch.first + row for row in bad]
-            return Written(part.stage(), rows, failed)
+            staged = part.stage()
+            if part.refused:
+                failed = sorted({*failed, *(number - self._slice.first_row for number in part.refused)})
+            return Written(staged, rows, failed)
         except BaseException:
             part.abort()
             raise
@@ -91,7 +94,8 @@ class DataSetWork:
             part.write_errors(self._mapper.errors(batch, bad, first_row, codes, messages))
         if len(settled.good):
             good = None if len(settled.good) == batch.num_rows else settled.good
-            part.write(self._mapper.output(batch, good, first_row, settled.outputs))
+            numbers = settled.good + first_row
+            part.write(self._mapper.output(batch, good, first_row, settled.outputs), cast("Sequence[int]", numbers))
         return bad
 
     def publish(self, staged: Staged) -> None:

@@ -88,10 +88,15 @@ class Source(Protocol):
 class Part(Protocol):
     """What one attempt writes of one slice, in the order of its rows. Nobody sees any of it before it is published."""
 
-    def write(self, rows: pa.RecordBatch) -> None:
+    refused: Sequence[int]
+    """Numbers of rows that were written and that the place does not take, known when it is staged. They are among the
+    errors, by the sink's own doing."""
+
+    def write(self, rows: pa.RecordBatch, numbers: Sequence[int] | None = None) -> None:
         """Append rows that succeeded: key (or `row`; the default sink wants both), kept columns, outputs.
 
         The faults of a stretch of rows come before or right after its good rows, before those of the next stretch.
+        `numbers` are the rows' within the batch; without them they are numbered through from 0.
         """
         ...
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import pyarrow as pa
@@ -58,6 +58,8 @@ class FilesSink:
 class FilesPart:
     """See `batchline.data.contract.Part`. A file without rows is not made."""
 
+    refused: Sequence[int] = ()
+
     def __init__(self, folder: Folder, kind: Format, name: str, schema: pa.Schema) -> None:
         self._folder = folder
         self._kind: Format = kind
@@ -67,7 +69,8 @@ class FilesPart:
         self._bad: _Opened | None = None
         self._records: list[dict[str, str]] = []
 
-    def write(self, rows: pa.RecordBatch) -> None:
+    def write(self, rows: pa.RecordBatch, numbers: Sequence[int] | None = None) -> None:
+        del numbers  # files take any row
         if rows.num_rows:
             if self._good is None:
                 self._good = _Opened(self._folder, self._kind, f"part-{self._name}", self._schema)

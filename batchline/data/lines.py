@@ -52,6 +52,8 @@ class LinesSink:
 class LinesPart:
     """Lines of one slice. One stretch is held back until the next begins, so that its faults find their places."""
 
+    refused: Sequence[int] = ()
+
     def __init__(self, results: ResultStore, context: SinkContext, attempt: int) -> None:
         self._results = results
         self._context = context
@@ -62,7 +64,8 @@ class LinesPart:
         self._waiting_bytes = 0
         self._rows = self._errors = self._bytes = 0
 
-    def write(self, rows: pa.RecordBatch) -> None:
+    def write(self, rows: pa.RecordBatch, numbers: Sequence[int] | None = None) -> None:
+        del numbers  # the rows have them
         if not rows.num_rows:
             return
         good = _Lines(rows.column(ROW).to_numpy(), json_text.lines(rows))

@@ -1,27 +1,29 @@
 """A table as the place of results: upsert, append or replace, each slice exactly once.
 
-A part is spooled here while the slice runs. `stage` writes it in one transaction of the target together with a row of
-`_batchline_slices`, whose primary key (batch, slice) lets a slice in once, whoever does it again; so `publish` has
-nothing left to do. With `replace` the rows go to a shadow table, see `sql_replace`. Errors go to `TABLE_errors`.
+A part is spooled (`sql_part`) while the slice runs. `stage` writes it in one transaction of the target together with a
+row of `_batchline_slices`, whose primary key (batch, slice) lets a slice in once, whoever does it again; so `publish`
+has nothing left to do. With `replace` the rows go to a shadow table, see `sql_replace`. Errors go to `TABLE_errors`.
+Where the target refuses a row the transaction is made again with the rows one by one, see `sql_refused`.
 """
 
 from __future__ import annotations
 
+import io
 import random
-import tempfile
 import time
-from functools import cached_property
-from typing import IO, TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from psycopg2 import sql
 
 from batchline.batch import Output, Staged, show_batch_id
-from batchline.data import json_text, sql_replace
+from batchline.data import sql_refused, sql_replace
 from batchline.data.contract import ROW, Manifest, Places, SinkContext
 from batchline.data.sql_database import SINK, Database, Table, Text, find_oid, find_table, is_unique, one
-from batchline.data.sql_types import Column, encode, read_columns, sql_type, takes
+from batchline.data.sql_part import ERROR_COLUMNS, TablePart, copy
+from batchline.data.sql_types import Column, read_columns, sql_type, takes
 from batchline.errors import SinkError, SinkUnavailableError
 
 if TYPE_CHECKING:
@@ -29,15 +31,15 @@ if TYPE_CHECKING:
 
 SLICES = "_batchline_slices"
 _NAME_BYTES = 63
-_SPOOL_BYTES = 32 * 2**20
-"""Of one part in memory; what is beyond goes to a temporary file."""
-_READ_BYTES = 2**18
 _TRIES = 3
 
 _MAKE_SLICES = (
     "CREATE TABLE {} (batch text, slice int, rows bigint NOT NULL, errors bigint NOT NULL,"
-    " at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (batch, slice))"
+    " at timestamptz NOT NULL DEFAULT now(), refused bigint[], PRIMARY KEY (batch, slice))"
 )
+"""`refused`: numbers within the batch of the rows that the table refused."""
+_ADD_REFUSED = "ALTER TABLE {} ADD COLUMN IF NOT EXISTS refused bigint[]"
+
 _MAKE_ERRORS = (
     "CREATE TABLE {} (batch text NOT NULL, row bigint NOT NULL, key text, code text NOT NULL, message text NOT NULL)"
 )
@@ -60,6 +62,7 @@ class TableSink:
         self._mode = output.mode or "upsert"
         self._database = Database.named(places.databases, output.database, SINK)
         self._key = context.key or ROW
+        self._keyed = context.key is not None
         self.batch = show_batch_id(context.batch)
         self.about = f"Table {output.table}"
 
@@ -78,6 +81,9 @@ class TableSink:
             else:
                 self._compare(cursor, table, schema)
             self._make(cursor, table, SLICES, _MAKE_SLICES)
+            slices = table.beside(SLICES)
+            if "refused" not in {c.name for c in read_columns(cursor, find_oid(cursor, slices) or 0)}:
+                cursor.execute(sql.SQL(_ADD_REFUSED).format(slices.id))
             self._make(cursor, table, self._errors_name(table), _MAKE_ERRORS)
             if self._mode == "replace":
                 if not self._creates(cursor, table):
@@ -89,7 +95,8 @@ class TableSink:
 
     def open(self, number: int, attempt: int, schema: pa.Schema) -> TablePart:  # noqa: ARG002
         """Begin a part; nothing is asked of the database before `stage`."""
-        return TablePart(self, number, schema)
+        key = self._key if self._keyed else None
+        return TablePart(self.store, self.about, batch=self.batch, number=number, key=key, schema=schema)
 
     def publish(self, number: int, staged: Staged) -> None:
         """Nothing: `stage` has published."""
@@ -116,61 +123,110 @@ class TableSink:
                     )
                 )
 
-    def store(self, part: TablePart) -> None:
+    def store(self, part: TablePart) -> Sequence[int]:
         """Write a part in one transaction, unless this slice is there already.
+
+        Returns:
+            The rows that the table refused, as offsets within the part; they are among the errors.
 
         Raises:
             SinkError, SinkUnavailableError: nothing was written.
         """
-        for attempt in range(1, _TRIES + 1):
+        ways: list[Callable[[Cursor, TablePart, Table], Sequence[int]]] = [
+            self._put_whole,
+            partial(self._put_each, at_once=False),
+            partial(self._put_each, at_once=True),
+        ]
+        while True:
             try:
-                with self._database.transaction(self.about) as cursor:
-                    self._store(cursor, part)
-                return
+                return self._insist(part, ways.pop(0))
+            except SinkError as e:
+                if not ways or not part.rows or not sql_refused.is_of_a_row(e):
+                    raise
+
+    def _insist(self, part: TablePart, put: Callable[[Cursor, TablePart, Table], Sequence[int]]) -> Sequence[int]:
+        for attempt in range(1, _TRIES):
+            try:
+                return self._once(part, put)
             except SinkUnavailableError:
                 # Among others a deadlock with another writer of the same rows. Whether a lost commit took place, the
                 # fence will tell.
-                if attempt == _TRIES:
-                    raise
                 time.sleep(random.uniform(0.05, 0.2) * attempt)
+        return self._once(part, put)
 
-    def _store(self, cursor: Cursor, part: TablePart) -> None:
+    def _once(self, part: TablePart, put: Callable[[Cursor, TablePart, Table], Sequence[int]]) -> Sequence[int]:
         table = self._target
-        fence = sql.SQL("INSERT INTO {} (batch, slice, rows, errors) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING")
-        cursor.execute(fence.format(table.beside(SLICES).id), (self.batch, part.number, part.rows, part.errors))
-        if not cursor.rowcount:
-            return
-        if part.rows:
-            columns = sql.SQL(", ").join([sql.Identifier(n) for n in part.names])
-            if self._mode == "upsert":
-                rows = sql.Identifier("pg_temp", "_batchline_rows")
-                cursor.execute(
-                    sql.SQL(
-                        "CREATE TEMP TABLE _batchline_rows ON COMMIT DROP AS SELECT {} FROM {} WITH NO DATA"
-                    ).format(columns, table.id)
+        slices, row = table.beside(SLICES).id, [sql.Literal(self.batch), sql.Literal(part.number)]
+        with self._database.transaction(self.about) as cursor:
+            fence = sql.SQL(
+                "INSERT INTO {} (batch, slice, rows, errors) VALUES ({}, {}, {}, {}) ON CONFLICT DO NOTHING"
+            )
+            cursor.execute(fence.format(slices, *row, sql.Literal(part.rows), sql.Literal(part.errors)))
+            if not cursor.rowcount:
+                known = sql.SQL("SELECT refused FROM {} WHERE batch = {} AND slice = {}")
+                cursor.execute(known.format(slices, *row))
+                return part.offsets(one(cursor)[0] or [])
+            refused = put(cursor, part, table) if part.rows else []
+            if refused:
+                note = sql.SQL(
+                    "UPDATE {} SET rows = rows - {n}, errors = errors + {n}, refused = {}"
+                    " WHERE batch = {} AND slice = {}"
                 )
-                _copy(cursor, rows, part.names, part.row_text)
-                cursor.execute(self._merge(table, rows, part.names))
-            else:
-                into = self._shadow(table) if self._mode == "replace" else table
-                _copy(cursor, into.id, part.names, part.row_text)
-        if part.errors:
-            into = table.beside(self._errors_name(table))
-            _copy(cursor, into.id, ("batch", "row", "key", "code", "message"), part.error_text)
+                numbers = sql.Literal([part.numbers[at] for at in refused])
+                cursor.execute(note.format(slices, numbers, *row, n=sql.Literal(len(refused))))
+            if part.errors:
+                copy(cursor, table.beside(self._errors_name(table)).id, ERROR_COLUMNS, part.error_text)
+        return refused
+
+    def _put_whole(self, cursor: Cursor, part: TablePart, table: Table) -> Sequence[int]:
+        """All rows by one COPY; none is refused, or the statement fails."""
+        into = self._into(table)
+        if self._mode == "upsert":
+            rows = sql.Identifier("pg_temp", "_batchline_rows")
+            columns = sql.SQL(", ").join([sql.Identifier(n) for n in part.names])
+            cursor.execute(
+                sql.SQL("CREATE TEMP TABLE _batchline_rows ON COMMIT DROP AS SELECT {} FROM {} WITH NO DATA").format(
+                    columns, table.id
+                )
+            )
+            copy(cursor, rows, part.names, part.row_text)
+            cursor.execute(self._merge(table, rows, part.names))
+        else:
+            copy(cursor, into.id, part.names, part.row_text)
+        return []
+
+    def _put_each(self, cursor: Cursor, part: TablePart, table: Table, *, at_once: bool) -> Sequence[int]:
+        """The rows in small groups, those of a group that fails one by one.
+
+        `at_once`: deferred constraints too, since the commit cannot tell which row it failed for.
+        """
+        into = self._into(table)
+        if at_once:
+            cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        conflict = self._on_conflict(part.names) if self._mode == "upsert" else None
+        found = sql_refused.put(cursor, into, part, shown=table.name, key=self._key, on_conflict=conflict)
+        if found:
+            text = part.errors_text([part.numbers[f.at] for f in found], [f.key for f in found], [f.why for f in found])
+            copy(cursor, table.beside(self._errors_name(table)).id, ERROR_COLUMNS, io.BytesIO(text))
+        return [f.at for f in found]
+
+    def _into(self, table: Table) -> Table:
+        return self._shadow(table) if self._mode == "replace" else table
 
     def _merge(self, table: Table, rows: Text, names: tuple[str, ...]) -> Text:
         """Of rows with the same key the last wins."""
-        key = sql.Identifier(self._key)
-        others = [sql.Identifier(n) for n in names if n != self._key]
-        changes = sql.SQL(", ").join([sql.SQL("{0} = EXCLUDED.{0}").format(n) for n in others])
-        then = sql.SQL("UPDATE SET {}").format(changes) if others else sql.SQL("NOTHING")
         return sql.SQL(
             "INSERT INTO {table} ({columns}) SELECT DISTINCT ON ({key}) {columns} FROM {rows} ORDER BY {key}, ctid DESC"
-            " ON CONFLICT ({key}) DO {then}"
+            " {then}"
         ).format(
-            table=table.id, rows=rows, key=key, then=then,
+            table=table.id, rows=rows, key=sql.Identifier(self._key), then=self._on_conflict(names),
             columns=sql.SQL(", ").join([sql.Identifier(n) for n in names]),
         )  # fmt: skip
+
+    def _on_conflict(self, names: tuple[str, ...]) -> Text:
+        changes = [sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(n)) for n in names if n != self._key]
+        then = sql.SQL("UPDATE SET {}").format(sql.SQL(", ").join(changes)) if changes else sql.SQL("NOTHING")
+        return sql.SQL("ON CONFLICT ({}) DO {}").format(sql.Identifier(self._key), then)
 
     @cached_property
     def _target(self) -> Table:
@@ -266,81 +322,3 @@ class TableSink:
     def _errors_name(self, table: Table) -> str:
         room = _NAME_BYTES - len("_errors")
         return table.name.encode()[:room].decode(errors="ignore") + "_errors"
-
-
-class TablePart:
-    """`batchline.data.contract.Part`: rows as texts of COPY, spooled until `stage`."""
-
-    def __init__(self, sink: TableSink, number: int, schema: pa.Schema) -> None:
-        self._sink = sink
-        self.number = number
-        self.names = tuple(schema.names)
-        self.rows = self.errors = 0
-        self.row_text: IO[bytes] = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115
-        self.error_text: IO[bytes] = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115
-
-    def write(self, rows: pa.RecordBatch) -> None:
-        """Raises SinkError when there is no room here for what waits to be staged."""
-        self._spool(self.row_text, rows.select(list(self.names)))
-        self.rows += rows.num_rows
-
-    def write_errors(self, errors: pa.RecordBatch) -> None:
-        names = errors.schema.names
-        key = next((n for n in names if n not in (ROW, "code", "message")), None)
-        count = errors.num_rows
-        columns = {
-            "batch": pa.array([self._sink.batch] * count, pa.string()),
-            "row": errors.column(ROW),
-            "key": _as_texts(errors.column(key)) if key else pa.nulls(count, pa.string()),
-            "code": errors.column("code"),
-            "message": errors.column("message"),
-        }
-        self._spool(self.error_text, pa.RecordBatch.from_pydict(columns))
-        self.errors += count
-
-    def stage(self) -> Staged:
-        """Write all of it in one transaction of the target, or nothing if the slice is there already."""
-        size = self.row_text.tell() + self.error_text.tell()
-        self._sink.store(self)
-        self.abort()
-        return Staged(parts=[], rows=self.rows, errors=self.errors, bytes=size)
-
-    def abort(self) -> None:
-        self.row_text.close()
-        self.error_text.close()
-
-    def _spool(self, into: IO[bytes], rows: pa.RecordBatch) -> None:
-        text = encode(rows)
-        if b"\0" in text:
-            raise SinkError(f"{self._sink.about}: {_with_nul(rows)} has a NUL character, which PostgreSQL cannot hold.")
-        try:
-            into.write(text)
-        except OSError as e:
-            raise SinkError(
-                f"There is no room on this worker for results that wait to be written: {e.strerror}."
-            ) from e
-
-
-def _as_texts(column: pa.Array[Any]) -> pa.Array[Any]:
-    """Keys of rows at fault; lists as JSON."""
-    if not pa.types.is_nested(column.type):
-        return column.cast(pa.string())
-    none = pa.scalar(None, pa.string())
-    return cast("pa.Array[Any]", pc.if_else(column.is_null(), none, json_text.texts(column).cast(pa.string())))
-
-
-def _with_nul(rows: pa.RecordBatch) -> str:
-    """The first column with such a text, and the first row, by the value of the first column."""
-    for field, column in zip(rows.schema, rows.columns, strict=True):
-        for at, value in enumerate(column.to_pylist()):
-            if "\0" in str(value):
-                return (
-                    f"column {field.name!r} of the row whose {rows.schema.names[0]} is {rows.column(0)[at].as_py()!r}"
-                )
-    return "a text"
-
-
-def _copy(cursor: Cursor, into: Text, names: tuple[str, ...], text: IO[bytes]) -> None:
-    text.seek(0)
-    columns = sql.SQL(", ").join([sql.Identifier(n) for n in names])
-    cursor.copy_expert(sql.SQL("COPY {} ({}) FROM STDIN (FORMAT csv)").format(into, columns), text, _READ_BYTES)

@@ -155,20 +155,6 @@ def test_nothing_is_seen_before_a_part_is_staged(scores: str) -> None:
     assert told(scores, "slice", "_batchline_slices") == []
 
 
-def test_a_part_that_does_not_fit_leaves_nothing(scores: str) -> None:
-    """A row that the table refuses takes its whole slice with it, and the slice may be redone."""
-    stack.query(scores, "ALTER TABLE scores ADD CHECK (score < 50)")
-    s = sink(scores, "append")
-    s.check(SCHEMA)
-    with pytest.raises(SinkError, match=r"Table scores: .*check constraint"):
-        write(s, 0, rows(7), rows(8, score=60))
-    with pytest.raises(SinkError, match=r"Table scores: duplicate key .* Key \(id\)=\(1\) already exists"):
-        write(s, 0, rows(7, 1))
-    assert told(scores) == [1, 100]
-    write(s, 0, rows(7))
-    assert told(scores) == [1, 7, 100]
-
-
 def test_rows_at_fault_keep_a_key_that_is_a_list(database_url: str) -> None:
     """As JSON."""
     schema = pa.schema([("id", pa.list_(pa.int64())), ("score", pa.float32())])
@@ -179,16 +165,6 @@ def test_rows_at_fault_keep_a_key_that_is_a_list(database_url: str) -> None:
     part.write_errors(pa.RecordBatch.from_pylist(errors))
     part.stage()
     assert told(database_url, "(row, key)::text", "scores_errors") == ['(0,"[1,2]")', "(1,)"]
-
-
-def test_a_text_that_postgres_cannot_hold_is_told_by_row_and_column(scores: str) -> None:
-    """A NUL character; nothing of the part is stored."""
-    s = sink(scores)
-    s.check(SCHEMA)
-    bad = pa.RecordBatch.from_pylist([{"id": 1, "name": "x"}, {"id": 7, "name": "a\0b"}], schema=SCHEMA)
-    with pytest.raises(SinkError, match=r"Table scores: column 'name' of the row whose id is 7 has a NUL character"):
-        write(s, 0, rows(5), bad)
-    assert told(scores) == [1, 100]
 
 
 def test_replace_shows_all_or_nothing(scores: str) -> None:
