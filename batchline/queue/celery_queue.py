@@ -19,10 +19,12 @@ from celery import Celery, bootsteps
 from celery.app.amqp import AMQP
 from celery.signals import setup_logging, worker_ready, worker_shutting_down
 from celery.worker import state
+from celery.worker.consumer import consumer
 from kombu.connection import Connection
 from kombu.entity import Queue
 
 from batchline.job import Lane
+from batchline.logs import Outage
 from batchline.metrics import NUDGES
 from batchline.queue.hints import Hints
 
@@ -31,6 +33,7 @@ log = logging.getLogger("batchline.queue")
 TASK = "batchline.run"
 
 _EVENTS_S = 0.25
+_LISTENED_S = 1.0
 _RECONNECT_S = 2
 _ENOUGH = 100
 """So many nudges waiting in one queue will do: nobody serves it, and whoever comes back goes on by itself."""
@@ -155,8 +158,27 @@ def task_message(app: Celery, pool: str, lane: Lane) -> str:
     )
 
 
-class GroupedEvents(bootsteps.StartStopStep):
-    """Sends the events of tasks four times a second; each by itself costs as much as the work of an idle system."""
+class _Unheard(logging.Filter):
+    """Celery's lines of a broker that is away or refuses, one a try and several a second, become those of an outage."""
+
+    _LINES = (consumer.CONNECTION_ERROR, "%s (%r)", "Frequent restarts detected: %r")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.msg not in self._LINES:
+            return True
+        errors = [str(value) for value in record.args or () if isinstance(value, Exception)]
+        _unheard.fails(error="".join(errors[:1]))
+        return False
+
+
+_unheard = Outage(log, "redis is away or refuses: this worker hears no nudges", "nudges are heard again")
+
+
+class Timers(bootsteps.StartStopStep):
+    """What the worker does by the clock: it sends the events of tasks, and tells when nudges are heard again.
+
+    Events go out four times a second; each by itself costs as much as the work of an idle system.
+    """
 
     requires = ("celery.worker.consumer.events:Events",)
 
@@ -165,6 +187,7 @@ class GroupedEvents(bootsteps.StartStopStep):
         if parent.hub:
             parent.event_dispatcher.on_send_buffered = None
             parent.hub.call_repeatedly(_EVENTS_S, parent.event_dispatcher.flush)
+            parent.hub.call_repeatedly(_LISTENED_S, _unheard.well)
 
 
 def run_worker(
@@ -201,9 +224,10 @@ def run_worker(
 
     def leave_logging_alone(**_: object) -> None:
         logging.getLogger("celery").setLevel(logging.WARNING)  # two lines a task otherwise
+        logging.getLogger(consumer.__name__).addFilter(_Unheard())
 
     steps: Any = app.steps
-    steps["consumer"].add(GroupedEvents)
+    steps["consumer"].add(Timers)
     app.task(nudged, name=TASK)
     setup_logging.connect(leave_logging_alone, weak=False)
     worker_ready.connect(ready, weak=False)

@@ -20,6 +20,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from batchline.job import Lane
+from batchline.logs import Outage
 
 log = logging.getLogger("batchline.queue")
 T = TypeVar("T")
@@ -126,6 +127,7 @@ class Hints:
         self._channel = f"batchline:{database}:finished"
         self._one_way = _OneWay(self._redis.connection_pool.make_connection())
         self._broken_until = 0.0
+        self._outage = Outage(log, "redis does not answer; going on without hints", "redis answers again")
         self._closed = threading.Event()
         self._listener: threading.Thread | None = None
 
@@ -187,11 +189,13 @@ class Hints:
         if time.monotonic() < self._broken_until:
             return None
         try:
-            return work()
+            answer = work()
         except (redis.RedisError, OSError) as e:
             self._broken_until = time.monotonic() + BREAK_S
-            log.warning("redis does not answer; going on without hints", extra={"error": str(e)})
+            self._outage.fails(error=str(e))
             return None
+        self._outage.well()
+        return answer
 
 
 def _marker(pool: str, lane: Lane) -> str:

@@ -163,9 +163,11 @@ def test_two_nudges_are_two_tasks(server: Any, nudger: CeleryNudger) -> None:
     assert len({json.loads(message)["headers"]["id"] for message in server.lrange(QUEUE, 0, -1)}) == 2
 
 
-def test_no_redis_is_a_nudge_that_failed() -> None:
-    """And nothing that anybody upstream hears of."""
+def test_no_redis_is_a_nudge_that_failed(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing that anybody upstream hears of; the log does, once, however often it is tried."""
+    monkeypatch.setattr(hints_module, "BREAK_S", 0.0)
     url = f"redis://127.0.0.1:{free_port()}"
     nudger = CeleryNudger(url, Hints(url))
-    assert nudger._send("cpu", Lane.ONLINE, force=False) == "failed"
+    assert [nudger._send("cpu", Lane.ONLINE, force=False) for _ in range(3)] == ["failed"] * 3
     nudger.close()
+    assert [r.message for r in caplog.records] == ["redis does not answer; going on without hints"]

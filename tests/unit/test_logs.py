@@ -34,3 +34,23 @@ def test_libraries_are_as_quiet_as_the_rest() -> None:
     """A level above INFO counts for them too."""
     logs.configure(level="ERROR")
     assert not logging.getLogger("botocore").isEnabledFor(logging.WARNING)
+
+
+def test_an_outage_is_told_at_its_beginning_once_a_minute_and_at_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever fails and works by turns within five seconds is one outage; the next is told at once."""
+    at = [100.0]
+    outage = logs.Outage(logging.getLogger("test"), "it fails", "it is well", lambda: at[0])
+    caplog.set_level(logging.INFO)
+    outage.well()
+    for at[0] in range(100, 230, 2):
+        outage.fails(error="gone")
+        outage.well()
+    assert [(r.message, r.__dict__["times"]) for r in caplog.records] == [("it fails", n) for n in (1, 30, 30)]
+    assert caplog.records[0].__dict__["error"] == "gone"
+    at[0] = 233.0
+    for _ in range(2):
+        outage.well()
+    assert (caplog.records[3].message, caplog.records[3].__dict__["lasted_s"]) == ("it is well", 128.0)
+    at[0] = 234.0
+    outage.fails()
+    assert [r.__dict__.get("times") for r in caplog.records[3:]] == [None, 1]
