@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from batchline.data.contract import Places
-from batchline.data.places import BLOB, Folder, OpenFile, Root, Upload, blob_place, blob_root
+from batchline.data.places import BLOB, OpenFile, Root, Upload, blob_place, blob_root
 from batchline.errors import SourceError, TooLargeError
 
 CHUNK_BYTES = 4 << 20
@@ -33,8 +33,7 @@ class Stored:
 class BlobUpload:
     """A blob that is being written; nobody sees it before `finish`."""
 
-    def __init__(self, folder: Folder, upload: Upload, limit_bytes: int | None) -> None:
-        self._folder = folder
+    def __init__(self, upload: Upload, limit_bytes: int | None) -> None:
         self._upload = upload
         self._limit_bytes = limit_bytes
         self._hash = hashlib.sha256()
@@ -54,7 +53,7 @@ class BlobUpload:
 
     def finish(self) -> Stored:
         """Make it durable and visible."""
-        self._folder.publish(self._upload.stage())
+        self._upload.finish()
         return Stored(self._upload.size, self._hash.hexdigest())
 
     def abort(self) -> None:
@@ -113,8 +112,7 @@ class Blobs:
             SinkError, SinkUnavailableError: it cannot be written.
         """
         path, _, name = _checked(key).rpartition("/")
-        folder = self._root.folder(path)
-        return BlobUpload(folder, folder.create(name), limit_bytes)
+        return BlobUpload(self._root.folder(path).create(name), limit_bytes)
 
     def put(self, key: str, chunks: Iterable[bytes], *, limit_bytes: int | None = None) -> Stored:
         """Write a blob from chunks; raises as `BlobUpload.write`, and whatever the chunks raise, leaving nothing."""

@@ -22,7 +22,8 @@ from batchline.data.column_arrays import INEXACT, NULLS, NUMBER, cast_each, numb
 from batchline.data.contract import MAYBE_NUMBERS, UNTYPED, Rows
 from batchline.data.jsonl_files import cut, one_batch
 from batchline.data.places import OpenFile
-from batchline.data.text_blocks import Block, RowScanner, behind, blocks, chunks, head, text_start
+from batchline.data.remembered import Remembered
+from batchline.data.text_blocks import HEAD_BYTES, Block, RowScanner, behind, blocks, chunks, head
 from batchline.data.text_blocks import spans as text_spans
 from batchline.data.uris import is_gzip
 from batchline.errors import SourceError
@@ -87,14 +88,21 @@ def read(
         yield from cut(_read_block(block, file.uri, header, wanted), batch_rows)
 
 
+_headers = Remembered[_Header](1000)
+
+
 def _header(file: OpenFile) -> _Header:
-    """Read the first rows.
+    """What the first rows tell, looked at unless it is remembered.
 
     Raises:
         SourceError: there is no line of names, or one name stands twice.
     """
-    text = head(file)
-    at_end = len(text) < 1 << 20
+    return _headers.of(file, lambda: _looked(file))
+
+
+def _looked(file: OpenFile) -> _Header:
+    text, start = head(file)
+    at_end = start + len(text) < HEAD_BYTES
     scanner = RowScanner(file.uri, quoted=True)
     ends = scanner.feed(text).tolist() if text else []
     if at_end and text and scanner.finish():
@@ -113,7 +121,7 @@ def _header(file: OpenFile) -> _Header:
             table = table.set_column(names.index(name), name, texts)
         texts = [name for name, kind in types.items() if pa.types.is_string(kind)]
         numbers = [name for name in texts if _maybe_numbers(table.column(name).slice(0, _LOOK_ROWS))]
-    return _Header(names, ends[0] + text_start(file), types, frozenset(numbers))
+    return _Header(names, ends[0] + start, types, frozenset(numbers))
 
 
 def _inexact(sample: Block, names: list[str], types: dict[str, pa.DataType]) -> Iterator[tuple[str, Any]]:

@@ -12,7 +12,8 @@ from batchline.batch import Piece
 from batchline.data import csv_files, jsonl_files, parquet_files
 from batchline.data.contract import Rows, typeless
 from batchline.data.local_place import changed
-from batchline.data.places import BLOB, OpenFile, Place
+from batchline.data.places import BLOB, Listed, OpenFile, Place
+from batchline.data.read_ahead import mapped
 from batchline.data.uris import Format
 from batchline.errors import SourceError
 
@@ -60,8 +61,8 @@ class FilesSource:
     def _first_schema(self) -> pa.Schema:
         """Of the first file that has rows; of the first file if none has."""
         first: pa.Schema | None = None
-        for uri in self._list():
-            file = self._open(uri)
+        for listed in self._list():
+            file = self._open(listed)
             try:
                 found = self._reader.schema(file)
             finally:
@@ -75,19 +76,31 @@ class FilesSource:
         return first
 
     def pieces(self, slice_rows: int) -> Iterator[Piece]:
-        for uri in self._list():
-            file = self._open(uri)
-            try:
-                for span, rows in self._reader.spans(file, slice_rows):
-                    yield Piece(self._stored(uri), file.version, span, rows)
-                file.verify()
-            finally:
-                file.close()
+        if self._kind == "parquet" and self._place.at_once > 1:  # footers are small, and their files may be many
+
+            def planned(listed: Listed) -> list[Piece]:
+                return list(self._pieces_of(listed, slice_rows))
+
+            for pieces in mapped(planned, self._list(), at_once=self._place.at_once):
+                yield from pieces
+            return
+        for listed in self._list():
+            yield from self._pieces_of(listed, slice_rows)
+
+    def _pieces_of(self, listed: Listed, slice_rows: int) -> Iterator[Piece]:
+        file = self._open(listed)
+        try:
+            for span, rows in self._reader.spans(file, slice_rows):
+                yield Piece(self._stored(listed.uri), file.version, span, rows)
+            file.verify()
+        finally:
+            file.close()
 
     def read(
         self, piece: Piece, columns: Sequence[str] | None, *, batch_rows: int, texts: Collection[str] = ()
     ) -> Iterator[Rows]:
-        file = self._open(self._real(piece.uri))
+        # a blob is asked for: that it has gone is told in other words than that it has changed
+        file = self._open(Listed(self._real(piece.uri), None if self._blobs else piece.version))
         try:
             if file.version != piece.version:
                 raise changed(file.uri)
@@ -102,17 +115,17 @@ class FilesSource:
         finally:
             file.close()
 
-    def _list(self) -> Iterator[str]:
-        return iter((self._uri,)) if self._blobs else self._place.list(self._uri, self._kind)
+    def _list(self) -> Iterator[Listed]:
+        return iter((Listed(self._uri),)) if self._blobs else self._place.list(self._uri, self._kind)
 
-    def _open(self, uri: str) -> OpenFile:
+    def _open(self, listed: Listed) -> OpenFile:
         try:
-            file = self._place.open(uri)
+            file = self._place.open(*listed)
         except SourceError as e:
             if self._blobs:
                 raise SourceError("The uploaded rows of this batch are gone: submit it again.") from e
             raise
-        file.uri = self._shown(uri)
+        file.uri = self._shown(listed.uri)
         return file
 
     def _shown(self, uri: str) -> str:

@@ -16,7 +16,8 @@ import pyarrow.json as pj
 
 from batchline.data.contract import Rows
 from batchline.data.places import OpenFile
-from batchline.data.text_blocks import Block, behind, blocks, chunks, head, text_start
+from batchline.data.remembered import Remembered
+from batchline.data.text_blocks import HEAD_BYTES, Block, behind, blocks, chunks, head
 from batchline.data.text_blocks import spans as text_spans
 from batchline.data.uris import is_gzip
 from batchline.errors import SourceError
@@ -33,10 +34,17 @@ def schema(file: OpenFile) -> pa.Schema:
     return _looked(file)[0]
 
 
+_known = Remembered[tuple[pa.Schema, bool]](1000)
+
+
 def _looked(file: OpenFile) -> tuple[pa.Schema, bool]:
-    """The columns, and whether the lines are bare: lists or single values instead of objects."""
-    text = head(file)
-    whole = len(text) < 1 << 20
+    """The columns, and whether the lines are bare (lists or single values instead of objects); remembered."""
+    return _known.of(file, lambda: _look(file))
+
+
+def _look(file: OpenFile) -> tuple[pa.Schema, bool]:
+    text, start = head(file)
+    whole = start + len(text) < HEAD_BYTES
     lines = _lines(text if whole or b"\n" not in text else text[: text.rindex(b"\n")])[:_HEAD_ROWS]
     columns: dict[str, list[Any]] = {}
     bare: bool | None = None
@@ -66,7 +74,7 @@ def _is_array(line: bytes, columns: dict[str, list[Any]]) -> bool:
 
 def spans(file: OpenFile, slice_rows: int) -> Iterator[tuple[Span, int]]:
     """Byte ranges; the whole of a compressed file."""
-    for low, high, rows in text_spans(file, text_start(file), slice_rows, quoted=False):
+    for low, high, rows in text_spans(file, None, slice_rows, quoted=False):
         yield (low, high), rows
 
 

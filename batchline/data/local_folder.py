@@ -66,6 +66,9 @@ class LocalUpload:
             raise told(self._uri, e) from e
         return {"temp": self._temp, "name": self._name}
 
+    def finish(self) -> None:
+        self._folder.publish(self.stage())
+
     def abort(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)

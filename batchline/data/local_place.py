@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from batchline.data.places import Listed
 from batchline.data.uris import (
     Format,
     belongs,
@@ -32,12 +33,16 @@ class LocalFile:
 
     def __init__(self, uri: str, fd: int, place: LocalPlace) -> None:
         self.uri = uri
+        self.identity: str | None = None
         self._name = uri
         self._fd = fd
         self._place = place
         found = os.fstat(fd)
         self.size = found.st_size
         self.version = _version(found)
+
+    def tail(self, count: int) -> None:
+        """It is at hand."""
 
     def read_at(self, offset: int, count: int) -> bytes:
         got = self._pread(offset, count)
@@ -76,22 +81,24 @@ class LocalFile:
 class LocalPlace:
     """file:// below `roots`, but for what lies below `hidden`."""
 
+    at_once = 1
+
     def __init__(self, roots: Sequence[str], *, hidden: str | None) -> None:
         self._roots = [os.path.realpath(root) for root in roots]
         self._hidden = os.path.realpath(hidden) if hidden else None
 
-    def list(self, uri: str, kind: Format) -> Iterator[str]:
+    def list(self, uri: str, kind: Format) -> Iterator[Listed]:
         pattern = local_pattern(uri) if has_wildcards(uri) else local_path(uri)
         if not has_wildcards(uri):
             root, parts = below(self._roots, pattern, self._hidden, uri, SourceError)
             if not Path(root, *parts).is_dir():
                 self.open(uri).close()
-                return iter((uri,))
+                return iter((Listed(uri),))
             pattern = pattern.rstrip("/") + "/**"
         found = sorted(self._matches(pattern, kind, uri))
         if not found:
             raise SourceError(f"No file matches {uri}.")
-        return map(local_uri, found)
+        return (Listed(local_uri(path)) for path in found)
 
     def _matches(self, pattern: str, kind: Format, uri: str) -> Iterator[str]:
         fixed = fixed_folder(pattern)
@@ -128,7 +135,8 @@ class LocalPlace:
     def _is_hidden(self, path: str) -> bool:
         return self._hidden is not None and (os.path.realpath(path) + "/").startswith(self._hidden.rstrip("/") + "/")
 
-    def open(self, uri: str) -> LocalFile:
+    def open(self, uri: str, version: str | None = None, size: int | None = None) -> LocalFile:
+        del version, size  # the open file tells, at no cost
         root, parts = below(self._roots, local_path(uri), self._hidden, uri, SourceError)
         try:
             fd = open_below(root, parts, os.O_RDONLY | os.O_NONBLOCK)

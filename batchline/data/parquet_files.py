@@ -1,5 +1,8 @@
 """Parquet: planned from footers alone, read a batch of rows at a time whatever the size of files and row groups.
 
+Of a file that lies far away the footer is read once a process, and the column chunks that a span needs are fetched
+ahead, several at a time, those that lie side by side by one request.
+
 A span is (first group, end group, first row, end row), rows counted within those groups. A row group larger than a
 slice is cut by rows; so that the next slice of it need not decode the ones before again, a reader that stops within
 a group is kept for a while, standing where it stopped.
@@ -12,7 +15,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import cast
 
 import pyarrow as pa
@@ -20,6 +23,8 @@ import pyarrow.parquet as pq
 
 from batchline.data.contract import Rows
 from batchline.data.places import OpenFile
+from batchline.data.read_ahead import WINDOW_BYTES, Readable, ReadAhead, Window, cut, together
+from batchline.data.remembered import Remembered
 from batchline.errors import SourceError
 
 log = logging.getLogger("batchline.data")
@@ -28,6 +33,15 @@ _BUFFERS_BYTES = 32 << 20
 """For all columns of one reader together."""
 _MAX_BUFFER_BYTES = 4 << 20
 _MIN_BUFFER_BYTES = 64 << 10
+_FOOTER_BYTES = 64 << 10
+"""Read from the end at once; a small file comes whole with it."""
+
+
+def _cost(meta: pq.FileMetaData) -> int:
+    return meta.serialized_size
+
+
+_footers = Remembered[pq.FileMetaData](16 << 20, _cost)
 
 Span = tuple[object, ...]
 
@@ -35,7 +49,7 @@ Span = tuple[object, ...]
 class Handle(io.RawIOBase):
     """An open file as Python's own kind of file, which is what pyarrow reads from."""
 
-    def __init__(self, file: OpenFile) -> None:
+    def __init__(self, file: Readable) -> None:
         self._file = file
         self._at = 0
 
@@ -62,12 +76,12 @@ class Handle(io.RawIOBase):
 
 def schema(file: OpenFile) -> pa.Schema:
     """Columns by the footer."""
-    return _opened(file).schema_arrow
+    return _footer(file).schema.to_arrow_schema()
 
 
 def spans(file: OpenFile, slice_rows: int) -> Iterator[tuple[Span, int]]:
     """Neighbouring row groups together up to `slice_rows`; a group much larger than that in parts of equal size."""
-    meta = _opened(file).metadata
+    meta = _footer(file)
     begin, gathered = 0, 0
     for group in range(meta.num_row_groups):
         rows = meta.row_group(group).num_rows
@@ -118,11 +132,12 @@ class _Cursor:
         self._rest: pa.RecordBatch | None = None
         _, _, first, end, names = key
         try:
-            parquet = _opened(self._file, names)
+            meta = _footer(self._file)
             groups = list(range(first, end))
-            if end > parquet.metadata.num_row_groups:
+            if end > meta.num_row_groups:
                 raise SourceError(f"{file.uri} has fewer row groups than were planned.")
-            self.total = sum(parquet.metadata.row_group(group).num_rows for group in groups)
+            self.total = sum(meta.row_group(group).num_rows for group in groups)
+            parquet = _opened(self._file, meta, groups, names)
             self._batches = _batches(parquet, groups, names, batch_rows, file.uri)
         except BaseException:
             self._file.close()
@@ -162,32 +177,80 @@ def _batches(
         raise _damaged(uri, e) from e
 
 
-def _opened(file: OpenFile, columns: Sequence[str] | None = None) -> pq.ParquetFile:
-    """The footer, read and checked.
+def _footer(file: OpenFile) -> pq.FileMetaData:
+    """The footer, read unless it is remembered.
 
     Raises:
-        SourceError: no Parquet, truncated, or a column is not there.
+        SourceError: no Parquet, or truncated.
     """
+    return _footers.of(file, lambda: _read_footer(file))
+
+
+def _read_footer(file: OpenFile) -> pq.FileMetaData:
+    file.tail(_FOOTER_BYTES)
     if not file.size:
         raise SourceError(f"{file.uri} is empty: it is no Parquet file.")
     try:
-        meta = pq.read_metadata(pa.PythonFile(Handle(file), mode="r"))
-        names = Counter(meta.schema.to_arrow_schema().names)
-        share = _BUFFERS_BYTES // max(1, len(columns if columns is not None else names))
-        parquet = pq.ParquetFile(
-            pa.PythonFile(Handle(file), mode="r"),
+        return pq.read_metadata(pa.PythonFile(Handle(file), mode="r"))
+    except (pa.ArrowException, OSError) as e:
+        raise _damaged(file.uri, e) from e
+
+
+def _opened(
+    file: OpenFile, meta: pq.FileMetaData, groups: Sequence[int], columns: Sequence[str] | None
+) -> pq.ParquetFile:
+    """A reader of some row groups and columns.
+
+    Raises:
+        SourceError: no Parquet, or a column is not there.
+    """
+    names = Counter(meta.schema.to_arrow_schema().names)
+    for name in columns or ():
+        if name not in names:
+            raise SourceError(f"{file.uri} has no column {name!r}.")
+        if names[name] > 1:
+            raise SourceError(f"{file.uri} has two columns named {name!r}: rename one.")
+    share = _BUFFERS_BYTES // max(1, len(columns if columns is not None else names))
+    source = file if file.identity is None else ReadAhead(file, _windows(meta, groups, columns))
+    try:
+        return pq.ParquetFile(
+            pa.PythonFile(Handle(source), mode="r"),
             metadata=meta,
             buffer_size=min(_MAX_BUFFER_BYTES, max(_MIN_BUFFER_BYTES, share)),
             pre_buffer=False,
         )
     except (pa.ArrowException, OSError) as e:
         raise _damaged(file.uri, e) from e
-    for name in columns or ():
-        if name not in names:
-            raise SourceError(f"{file.uri} has no column {name!r}.")
-        if names[name] > 1:
-            raise SourceError(f"{file.uri} has two columns named {name!r}: rename one.")
-    return parquet
+
+
+def _windows(meta: pq.FileMetaData, groups: Sequence[int], columns: Sequence[str] | None) -> list[Window]:
+    """What Arrow will read of these groups, in that order: chunk by chunk, large ones of a group side by side."""
+    paths = [meta.schema.column(at).path for at in range(meta.num_columns)]
+    wanted = [
+        at
+        for at, path in enumerate(paths)
+        if columns is None or any(path == name or path.startswith(name + ".") for name in columns)
+    ]
+    small: list[tuple[int, int]] = []
+    windows: list[Window] = []
+    for group in groups:
+        chunks = [_chunk(meta.row_group(group).column(at)) for at in wanted]
+        if sum(end - start for start, end in chunks) <= _BUFFERS_BYTES:
+            small += sorted(chunks)
+            continue
+        windows += together(small)
+        small = []
+        parts = [cut(start, end, WINDOW_BYTES) for start, end in chunks]
+        windows += [part for row in zip_longest(*parts) for part in row if part is not None]
+    return windows + together(small)
+
+
+def _chunk(column: pq.ColumnChunkMetaData) -> tuple[int, int]:
+    """Where the pages of a column begin and end."""
+    start, dictionary = column.data_page_offset, column.dictionary_page_offset
+    if column.has_dictionary_page and dictionary is not None and 0 < dictionary < start:
+        start = dictionary
+    return start, start + column.total_compressed_size
 
 
 def _damaged(uri: str, e: Exception) -> SourceError:

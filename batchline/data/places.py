@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from batchline.data.contract import Places
 from batchline.data.uris import Format, local_uri
@@ -18,12 +18,30 @@ BLOB = "blob:"
 """Scheme of keys of the blob store in `Piece.uri`."""
 
 
+class Listed(NamedTuple):
+    """A file that was found, and what finding it told of its version; see `Place.open`."""
+
+    uri: str
+    version: str | None = None
+    size: int | None = None
+
+
 class OpenFile(Protocol):
     """One version of one file, open for reading at any offset; safe for one thread at a time."""
 
     uri: str
-    size: int
     version: str
+    identity: str | None
+    """Stands for these very bytes in this process; None where looking again costs nothing, as no request is made."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        ...
+
+    def tail(self, count: int) -> None:
+        """The last `count` bytes are wanted next: have them by one request, and the size with them."""
+        ...
 
     def read_at(self, offset: int, count: int) -> bytes:
         """`count` bytes from `offset`, fewer only at the end.
@@ -48,16 +66,28 @@ class OpenFile(Protocol):
 class Place(Protocol):
     """A scheme: what its URIs name."""
 
-    def list(self, uri: str, kind: Format) -> Iterator[str]:
-        """URIs of the files that a URI, glob or folder names, sorted.
+    at_once: int
+    """Files worth opening at a time: more than one where each waits for an answer."""
+
+    def list(self, uri: str, kind: Format) -> Iterator[Listed]:
+        """The files that a URI, glob or folder names, sorted by their URIs.
 
         Raises:
             SourceError: there is none, or it may not be read.
         """
         ...
 
-    def open(self, uri: str) -> OpenFile:
-        """Raise SourceError or SourceUnavailableError as `OpenFile.read_at`."""
+    def open(self, uri: str, version: str | None = None, size: int | None = None) -> OpenFile:
+        """One version of a file.
+
+        Args:
+            uri: of the file.
+            version: known already: where asking for it costs a request this one is opened unasked, and the first read
+                tells if it is no more; elsewhere it is the file that is there which says its version.
+            size: of that version, if it is known.
+
+        Raises: as `OpenFile.read_at`.
+        """
         ...
 
 
@@ -75,6 +105,10 @@ class Upload(Protocol):
 
     def stage(self) -> dict[str, str]:
         """Make it durable; the record is all that `Folder.publish` needs. It has `name`."""
+        ...
+
+    def finish(self) -> None:
+        """Make it durable and visible at once; instead of `stage`."""
         ...
 
     def abort(self) -> None:

@@ -1,4 +1,8 @@
-"""A prefix of S3 that takes parts: multipart uploads that are left open, and completed when they are published."""
+"""A prefix of S3 that takes parts: multipart uploads that are left open, and completed when they are published.
+
+S3 can neither rename nor hide what was put, so even a small part takes three requests: begin, its bytes, complete. What
+need not wait, a blob or a manifest, is one PUT as long as it is small.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +19,14 @@ PART_BYTES = 8 << 20
 
 
 class S3Upload:
-    """One object that is being written; see `batchline.data.places.Upload`."""
+    """One object that is being written; see `batchline.data.places.Upload`. S3 hears of it when a part is full."""
 
     def __init__(self, folder: S3Folder, name: str) -> None:
         self.closed = False
         self.size = 0
         self._folder = folder
         self._name = name
-        self._upload = folder.begin(name)
+        self._upload = ""
         self._etags: list[str] = []
         self._pending = bytearray()
 
@@ -37,6 +41,7 @@ class S3Upload:
         return count
 
     def _send(self, part: bytes) -> None:
+        self._upload = self._upload or self._folder.begin(self._name)
         self._etags.append(self._folder.send(self._name, self._upload, len(self._etags) + 1, part))
 
     def flush(self) -> None:
@@ -51,9 +56,16 @@ class S3Upload:
             self._pending = bytearray()
         return {"name": self._name, "upload": self._upload, "etags": ",".join(self._etags)}
 
+    def finish(self) -> None:
+        if self._upload:
+            self._folder.publish(self.stage())
+        else:
+            self._folder.put(self._name, bytes(self._pending))
+
     def abort(self) -> None:
         self._pending = bytearray()
-        self._folder.discard({"name": self._name, "upload": self._upload})
+        if self._upload:
+            self._folder.discard({"name": self._name, "upload": self._upload})
 
 
 class S3Folder:
@@ -75,8 +87,7 @@ class S3Folder:
         return s3_client.client(self._endpoint)
 
     def probe(self) -> None:
-        upload = self.create("check")
-        upload.abort()
+        self.discard({"name": "check", "upload": self.begin("check")})
 
     def create(self, name: str) -> S3Upload:
         return S3Upload(self, name)

@@ -9,19 +9,23 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from batchline.data.places import OpenFile
+from batchline.data.read_ahead import WINDOW_BYTES, Readable, ReadAhead, cut
 from batchline.data.uris import is_gzip
 from batchline.errors import SourceError
 
 CHUNK_BYTES = 8 << 20
+HEAD_BYTES = 1 << 20
 MAX_ROW_BYTES = 64 << 20
 MAX_RATIO = 400
 """Of inflated to packed bytes; deflate reaches 1,032, and real tables stay below 100."""
 MAX_INFLATED_BYTES = 1 << 38
+_PACKED_BYTES = 256 << 10
 _RATIO_FROM_BYTES = 64 << 20
 """A small file may swell as it likes."""
 
@@ -57,11 +61,13 @@ def chunks(file: OpenFile, start: int, end: int | None, chunk_bytes: int = CHUNK
         SourceError: truncated, or no gzip, or it swells beyond the limits.
     """
     if is_gzip(file.uri):
-        yield from _inflated(file, chunk_bytes)
+        step = min(chunk_bytes, WINDOW_BYTES)
+        yield from _inflated(file, _packed(_ahead(file, 0, file.size, step), step), chunk_bytes)
         return
     end = file.size if end is None else end
+    source = _ahead(file, start, end, chunk_bytes)
     while start < end:
-        data = file.read_at(start, min(chunk_bytes, end - start))
+        data = source.read_at(start, min(chunk_bytes, end - start))
         if not data:
             raise SourceError(f"{file.uri} ends at byte {start}, before byte {end} that was planned.")
         start += len(data)
@@ -76,10 +82,17 @@ def behind(text: Iterator[bytes], skip: int) -> Iterator[bytes]:
         skip = max(0, skip - len(chunk))
 
 
-def _inflated(file: OpenFile, chunk_bytes: int) -> Iterator[bytes]:
+def _ahead(file: OpenFile, start: int, end: int, step: int) -> Readable:
+    """The file, the next of its steps on their way while one is used if it lies far away."""
+    if file.identity is None or end - start <= step:
+        return file
+    return ReadAhead(file, cut(start, end, step), ahead_bytes=2 * step)
+
+
+def _inflated(file: OpenFile, read: Iterator[bytes], chunk_bytes: int) -> Iterator[bytes]:
     inflater = zlib.decompressobj(wbits=31)
     packed, made = 0, 0
-    for data in _packed(file):
+    for data in read:
         packed += len(data)
         rest = data
         while rest:
@@ -104,12 +117,12 @@ def _inflated(file: OpenFile, chunk_bytes: int) -> Iterator[bytes]:
         raise SourceError(f"{file.uri} is truncated: the gzip stream has no end.")
 
 
-def _packed(file: OpenFile) -> Iterator[bytes]:
-    """Little at a time, so that a bomb is found before it has swollen much."""
-    at = 0
-    while data := file.read_at(at, 1 << 18):
-        at += len(data)
-        yield data
+def _packed(source: Readable, step: int) -> Iterator[bytes]:
+    """Little at a time, so that a bomb is found before it has swollen much, of what is read in larger steps."""
+    start = 0
+    while data := source.read_at(start, step):
+        start += len(data)
+        yield from (data[at : at + _PACKED_BYTES] for at in range(0, len(data), _PACKED_BYTES))
 
 
 class RowScanner:
@@ -215,20 +228,26 @@ def blocks(pieces: Iterable[bytes], uri: str, *, quoted: bool) -> Iterator[Block
         yield Block(b"".join(held), 1)
 
 
-def spans(file: OpenFile, first: int, slice_rows: int, *, quoted: bool) -> Iterator[tuple[int, int, int]]:
+def spans(file: OpenFile, first: int | None, slice_rows: int, *, quoted: bool) -> Iterator[tuple[int, int, int]]:
     """Byte ranges [from, to) of at most `slice_rows` rows, with their rows; one range if the file is compressed.
 
     Args:
         file: read to its end.
-        first: where the rows begin, behind a header.
+        first: where the rows begin, behind a header; None: where the text does.
         slice_rows: of one range.
         quoted: whether a newline within quotes ends no row.
     """
     whole = is_gzip(file.uri)
     scanner = RowScanner(file.uri, quoted=quoted)
-    skip = first if whole else 0
+    text = chunks(file, 0 if whole else first or 0, None)
+    if first is None:
+        begin = next(text, b"")
+        first = len(BOM) if begin.startswith(BOM) else 0
+        text, skip = chain((begin,), text), first
+    else:
+        skip = first if whole else 0
     at, counted = first, 0
-    for chunk in chunks(file, first, None):
+    for chunk in text:
         data = chunk[skip:]
         skip = max(0, skip - len(chunk))
         if not data:
@@ -244,25 +263,28 @@ def spans(file: OpenFile, first: int, slice_rows: int, *, quoted: bool) -> Itera
         yield at, first + scanner.fed, scanner.rows - counted
 
 
-def head(file: OpenFile, count: int = 1 << 20) -> bytes:
-    """The first bytes of the text, a byte order mark left out.
+def head(file: OpenFile) -> tuple[bytes, int]:
+    """The first HEAD_BYTES of the text, a byte order mark left out, and where the text begins.
 
     Raises:
         SourceError: it is no text, or UTF-16; and as `chunks`.
     """
-    got = bytearray()
-    for chunk in chunks(file, 0, min(file.size, count), 1 << 18):
-        got += chunk
-        if len(got) >= count:
-            break
+    got = _first_bytes(file)
     if got.startswith(_UTF16):
         raise SourceError(f"{file.uri} is UTF-16; save it as UTF-8.")
     for sign, told in _FOREIGN.items():
         if got.startswith(sign):
             raise SourceError(f"{file.uri} {told}.")
-    return bytes(got[:count]).removeprefix(BOM)
+    text = got.removeprefix(BOM)
+    return text, len(got) - len(text)
 
 
-def text_start(file: OpenFile) -> int:
-    """Where the text begins: behind a byte order mark."""
-    return len(BOM) if next(chunks(file, 0, min(file.size, 1 << 18), 1 << 18), b"").startswith(BOM) else 0
+def _first_bytes(file: OpenFile) -> bytes:
+    if not is_gzip(file.uri):
+        return file.read_at(0, HEAD_BYTES)
+    got = bytearray()
+    for chunk in _inflated(file, _packed(file, HEAD_BYTES), _PACKED_BYTES):
+        got += chunk
+        if len(got) >= HEAD_BYTES:
+            break
+    return bytes(got[:HEAD_BYTES])
