@@ -96,6 +96,11 @@ SCHEDULE_OPERATIONS = (
         "What is named changes. A schedule that is enabled again does not catch up.",
     ),
     Operation(
+        "put", _ONE, "replace_schedule", "Change a schedule to what is given",
+        {200: content(ref("ScheduleShown"), SHOWN)}, (404, *_BODY), content(ref("ScheduleBody"), SCHEDULE), (_ID,),
+        "submit", "What is not named has its default. Id and history stay.",
+    ),
+    Operation(
         "delete", _ONE, "delete_schedule", "Delete a schedule with its history",
         {200: content(ref("ScheduleDeleted"), {"id": SHOWN["id"], "deleted": True, "object": "schedule"})},
         (404, 503), None, (_ID,), "submit", "Its batches stay.",
@@ -110,7 +115,8 @@ SCHEDULE_OPERATIONS = (
         {200: content(ref("Backfilled"), {"data": [RUN], "known": 6, "object": "list"})}, (404, *_BODY),
         content(ref("BackfillBody"), BACKFILL), (_ID,), "submit",
         "From `from` to before `to`, at most 1,000 of them. Fire times that have run are left alone; those that were"
-        " skipped or failed run. Unless overlap is `allow`, one after another.",
+        " skipped or failed run. Unless overlap is `allow`, one after another. A disabled schedule runs them too; one"
+        " that is disabled afterwards skips what still waits.",
     ),
     Operation(
         "get", f"{_ONE}/runs", "list_schedule_runs", "Read what a schedule has run, the latest first",

@@ -10,7 +10,7 @@ from api.schedule_shapes import backfilled_json
 from batchline import cron
 from batchline.batch import NewBatch
 from batchline.batch_bodies import Finds, Rules
-from batchline.batch_bodies.scheduled import batch_of
+from batchline.batch_bodies.scheduled import ASKED_WHILE_DISABLED, batch_of
 from batchline.data.blobs import Blobs
 from batchline.errors import BatchlineError, ConflictError, Fault, InvalidRequestError, QuotaError
 from batchline.store import Store
@@ -60,18 +60,20 @@ class Runs:
         """Run the fire times of a stretch that have not run, as JSON.
 
         With overlap `allow` their batches are submitted at once, as far as the tenant may have so many open: the runs
-        of the others are skipped, and may be run by another backfill. Else the scheduler starts them one after another.
+        of the others are skipped, and may be run by another backfill. Else the scheduler starts them one after another,
+        also of a schedule that is disabled already; one that is disabled later takes back what waits.
 
         Raises:
             InvalidRequestError: the stretch is none, lies ahead, or holds too much; or the batch does not fit.
         """
         times = self._times(schedule, asked, now)
+        waits = "Backfill; waits for its turn." if schedule.enabled else ASKED_WHILE_DISABLED
         made: list[Run] = []
         full: QuotaError | None = None
         for at in times:
             done = None
             if schedule.overlap != "allow":
-                run = Run(schedule.id, at, "queued", "Backfill; waits for its turn.", None, None, now)
+                run = Run(schedule.id, at, "queued", waits, None, None, now)
                 done = self._store.schedules.run_now(run, None)
             elif full is None:
                 batch = self._batch(schedule, at, now)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import msgspec
-from litestar import Request, delete, get, patch, post
+from litestar import Request, delete, get, patch, post, put
 from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
 
@@ -56,6 +56,7 @@ class ScheduleRoutes:
             get("/v1/schedules", name="list_schedules")(self.list),
             get(_ID, name="get_schedule")(self.read),
             patch(_ID, name="update_schedule")(self.update),
+            put(_ID, name="replace_schedule")(self.replace),
             delete(_ID, name="delete_schedule", status_code=200)(self.delete),
             post(f"{_ID}/run", name="run_schedule", status_code=200)(self.run),
             post(f"{_ID}/backfill", name="backfill_schedule", status_code=200)(self.backfill),
@@ -100,12 +101,20 @@ class ScheduleRoutes:
 
     async def update(self, request: AnyRequest) -> ASGIResponse:
         view = await self._view(request, "submit")
-        body = await self._body(request, _patch_decoder)
-        changes: dict[str, Any] = {k: v for k, v in msgspec.structs.asdict(body).items() if v is not msgspec.UNSET}
+        return await self._change(view, await self._body(request, _patch_decoder))
+
+    async def replace(self, request: AnyRequest) -> ASGIResponse:
+        view = await self._view(request, "submit")
+        return await self._change(view, await self._body(request, _create_decoder))
+
+    async def _change(self, view: ScheduleView, body: ScheduleBody | SchedulePatch) -> ASGIResponse:
+        """Change what the body says, and answer with the schedule as it is then."""
+        given: dict[str, Any] = {k: v for k, v in msgspec.structs.asdict(body).items() if v is not msgspec.UNSET}
         if isinstance(body.batch, msgspec.Raw):
-            changes["batch"] = bytes(body.batch).decode(errors="replace")
+            given["batch"] = bytes(body.batch).decode(errors="replace")
+        changes = {k: v for k, v in given.items() if v != getattr(view, k)}
         changed = replace(view, **changes)
-        if changes.keys() & {"cron", "timezone", "enabled", "batch"}:
+        if given.keys() & {"cron", "timezone", "enabled", "batch"}:
             now = await self._s.ask(self._s.store.schedules.now)
             checked = await self._off_loop(lambda: self._checked(changed, now))
             # What is due already still fires, unless the rhythm itself is new.
@@ -113,7 +122,7 @@ class ScheduleRoutes:
             changed = replace(checked, next_fire_at=view.next_fire_at) if keeps else checked
         try:
             if not await self._s.ask(lambda: self._s.store.schedules.update(changed)):
-                raise _unknown(request.path_params["schedule_id"])
+                raise _unknown("")
         except InvalidRequestError as e:
             raise _named_twice(e) from None
         return answer(200, schedule_json(changed))

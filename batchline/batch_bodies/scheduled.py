@@ -15,6 +15,9 @@ from batchline.store.batch_contract import ScheduleView
 
 _POINTER = "/batch"
 
+ASKED_WHILE_DISABLED = "Backfill of a disabled schedule; waits for its turn."
+"""Detail of a queued run that starts although its schedule is disabled; other queued runs are skipped then."""
+
 
 def batch_of(schedule: ScheduleView, fire_at: datetime, *, finds: Finds, rules: Rules, now: datetime) -> Checked:
     """The batch of a fire time; as with `check`, inline rows are the caller's to store.

@@ -16,7 +16,7 @@ import msgspec
 from batchline import cron, failpoints
 from batchline.batch import NewBatch, show_schedule_id
 from batchline.batch_bodies import Rules
-from batchline.batch_bodies.scheduled import batch_of
+from batchline.batch_bodies.scheduled import ASKED_WHILE_DISABLED, batch_of
 from batchline.errors import BatchlineError, RetryableError
 from batchline.settings import Settings
 from batchline.store import Store
@@ -115,7 +115,7 @@ class Cron:
         schedule = self._store.schedules.read(run.schedule_id)
         if schedule is None:
             return False
-        if not schedule.enabled:
+        if not schedule.enabled and run.detail != ASKED_WHILE_DISABLED:
             told = "The schedule was disabled before this run had its turn."
             return self._store.schedules.drop_queued(replace(run, outcome="skipped", detail=told))
         started, batch = self._submitted(schedule, run.fire_at, now)

@@ -109,7 +109,7 @@ def test_head_of_an_address_that_is_for_post_is_405(api: Running) -> None:
     ("path", "allow"),
     [
         ("/v1/jobs", "GET, HEAD, OPTIONS, POST"),
-        ("/v1/schedules/sched_nix", "DELETE, GET, HEAD, OPTIONS, PATCH"),
+        ("/v1/schedules/sched_nix", "DELETE, GET, HEAD, OPTIONS, PATCH, PUT"),
         ("/v1/jobs/job_nix/cancel", "OPTIONS, POST"),
     ],
 )

@@ -110,6 +110,22 @@ def test_what_is_named_changes(api):
     assert api.call("GET", path).json() == hourly
 
 
+def test_put_gives_every_field_anew(api):
+    """What it does not name has its default; the same once more changes nothing, not even a fire time that is due."""
+    shown = made(api, overlap="allow", enabled=False)
+    path = f"/v1/schedules/{shown['id']}"
+    changed = api.call("PUT", path, json=SCHEDULE | {"name": "new"}).json()
+    assert (changed["name"], changed["overlap"], changed["enabled"]) == ("new", "skip", True)
+    assert changed.keys() == shown.keys()
+    assert changed["id"] == shown["id"]
+    api.store.db.run("UPDATE schedules SET next_fire_at = now() - interval '1 second'")
+    due = api.call("GET", path).json()
+    assert api.call("PUT", path, json=SCHEDULE | {"name": "new"}).json() == due
+    assert api.call("PUT", path, json={"name": "new"}).json()["errors"][0]["pointer"] == "/cron"
+    assert api.call("PUT", path, BOB, json=SCHEDULE).status_code == 404
+    assert api.call("PUT", path, READER, json=SCHEDULE).status_code == 403
+
+
 def test_a_fire_time_that_is_due_survives_another_name(api):
     """Only a new rhythm begins anew."""
     shown = made(api)
@@ -189,6 +205,14 @@ def test_a_backfill_of_skipped_fire_times_queues_them(api):
     assert ([r["fire_at"][:10] for r in page["data"]], page["has_more"]) == (["2026-10-26", "2026-10-25"], True)
     rest = api.call("GET", f"/v1/schedules/{shown['id']}/runs?after={page['data'][-1]['fire_at']}").json()
     assert ([r["fire_at"][:10] for r in rest["data"]], rest["has_more"]) == (["2026-10-24"], False)
+
+
+def test_a_backfill_of_a_disabled_schedule_says_that_it_runs(api):
+    """Run now does, and so does overlap allow: whether the batches wait for one another must not decide."""
+    shown = made(api, enabled=False)
+    done = api.call("POST", f"/v1/schedules/{shown['id']}/backfill", json=STRETCH).json()
+    assert {r["detail"] for r in done["data"]} == {"Backfill of a disabled schedule; waits for its turn."}
+    assert [r["outcome"] for r in done["data"]] == ["queued"] * 3
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ import stack
 from scheduler_rig import Rig
 
 from batchline.batch import DataSet
+from batchline.batch_bodies.scheduled import ASKED_WHILE_DISABLED
 from batchline.job import new_job_id
-from batchline.store.batch_contract import ScheduleView
+from batchline.store.batch_contract import Run, ScheduleView
 from scheduler.chores.cron import CATCH_UP_STEP, Cron
 
 
@@ -145,6 +146,20 @@ def test_a_queued_run_of_a_disabled_schedule_is_skipped(rig):
     assert rig.cron.step() == 1
     assert rig.outcomes(schedule) == ["submitted", "skipped"]
     assert rig.cron.step() == 0
+
+
+def test_a_backfill_that_was_asked_of_a_disabled_schedule_runs(rig):
+    """One after another, whatever the schedule does by itself."""
+    schedule = rig.schedule(overlap="skip", enabled=False, next_fire_at=None)
+    now = rig.store.schedules.now().replace(second=0, microsecond=0)
+    for hours in (2, 1):
+        run = Run(schedule.id, now - timedelta(hours=hours), "queued", ASKED_WHILE_DISABLED, None, None, now)
+        rig.store.schedules.run_now(run, None)
+    assert rig.cron.step() == 1
+    assert rig.outcomes(schedule) == ["submitted", "queued"]
+    rig.end_batches(schedule)
+    assert rig.cron.step() == 1
+    assert rig.outcomes(schedule) == ["submitted", "submitted"]
 
 
 def test_a_body_that_does_not_fit_any_more_is_a_failed_run(rig):
