@@ -43,7 +43,8 @@ def standing_of(spent: float, budget: float | None, warn_at: float) -> Standing:
 
 def online_of(seen: Signals) -> Signals:
     """What is left to serve while bulk is held."""
-    return replace(seen, queued_rows=seen.online_rows, bulk_rows=0.0, demands=())
+    online = {"queued_rows": seen.online_rows, "queued_work_s": seen.online_work_s}
+    return replace(seen, **online, bulk_rows=0.0, bulk_work_s=0.0, demands=())
 
 
 def within(standing: Standing, seen: Signals, limits: Limits, facts: Facts, spent: Spent) -> Limits:

@@ -50,8 +50,10 @@ class Observer:
         self._store = store
         self._clock = clock
         self._since = clock.now()
-        self._counted: dict[str, int] = {}
+        self._counted: dict[int, int] = {}
+        """Rows by model."""
         self._arrived: dict[str, float] = collections.defaultdict(float)
+        self._arrived_work_s: dict[str, float] = collections.defaultdict(float)
         self._measured: dict[str, tuple[float, float]] = {}
         self._measured_at = -_MEASURE_S
         self._money: dict[str, tuple[float, datetime, float]] = {}
@@ -75,7 +77,7 @@ class Observer:
                 [i for i in instances if i.pool == pool],
                 [x for x in launches if x.pool == pool],
                 totals.get(pool) or Totals(pool, 0, 0, 0, 0.0, ()),
-                arrived=self._arrived[pool],
+                arrived=(self._arrived[pool], self._arrived_work_s[pool]),
                 at=now.timestamp(),
             )
             for pool in sorted(named | {x.pool for x in launches})
@@ -110,12 +112,16 @@ class Observer:
     def _grow(self, totals: Iterable[Totals]) -> None:
         """Add up what has arrived; the moment it is counted from follows, so that counting stays cheap."""
         for t in totals:
-            self._arrived[t.pool] += max(0, t.arrived_rows - self._counted.get(t.pool, 0))
-            self._counted[t.pool] = t.arrived_rows
+            for model_id, model in t.models.items():
+                rows = max(0, model.arrived_rows - self._counted.get(model_id, 0))
+                self._arrived[t.pool] += rows
+                self._arrived_work_s[t.pool] += t.work_s(model_id, Lane.ONLINE, rows)
+                self._counted[model_id] = model.arrived_rows
         now = self._clock.now()
         if not timedelta(0) <= now - self._since <= _REBASE:  # before: the clock went back
             self._since = now - _OVERLAP
-            self._counted = {t.pool: t.arrived_rows for t in self._store.instances.totals(self._since)}
+            again = self._store.instances.totals(self._since)
+            self._counted = {model_id: model.arrived_rows for t in again for model_id, model in t.models.items()}
 
     def _measure(self) -> None:
         found: dict[str, list[Instance]] = collections.defaultdict(list)
@@ -146,9 +152,10 @@ def _look(
     launches: Sequence[Launch],
     totals: Totals,
     *,
-    arrived: float,
+    arrived: tuple[float, float],
     at: float,
 ) -> Look:
+    """One pool's; `arrived` are rows and worker-seconds since this process looked first."""
     ids = {i.id for i in instances}
     serving = {w.instance for w in live if not w.draining}
     unmanaged = sum(not w.draining and w.instance not in ids for w in live)
@@ -156,20 +163,25 @@ def _look(
     workers = sum(i.id in serving for i in capacity)
     starting = sum(i.status is InstanceStatus.STARTING and i.id not in serving for i in capacity)
     coming = sum(max(0, x.count - x.instances) for x in launches)
+    work = [(b.lane, totals.work_s(b.model_id, b.lane, b.rows)) for b in backlog]
     signals = Signals(
         at=at,
         queued_rows=sum(b.rows for b in backlog),
         bulk_rows=sum(b.rows for b in backlog if b.lane is Lane.BULK),
         running_rows=totals.running_rows,
         oldest_age_s=max((b.oldest_age_s for b in backlog if b.lane is not Lane.BULK), default=0.0),
-        arrived_rows=arrived,
+        arrived_rows=arrived[0],
         done_rows=totals.done_rows,
         workers=unmanaged + workers,
         pending=starting + coming,
         draining=sum(w.draining for w in live),
         rows_per_s=totals.rows_per_s,
-        demands=tuple(Demand(due_s, rows) for due_s, rows in totals.demands),
+        demands=tuple(Demand(*demand) for demand in totals.demands),
         bulk_rows_per_s=totals.bulk_rows_per_s,
+        queued_work_s=sum(work_s for _, work_s in work),
+        bulk_work_s=sum(work_s for lane, work_s in work if lane is Lane.BULK),
+        running_work_s=totals.running_work_s,
+        arrived_work_s=arrived[1],
     )
     moving = bool(launches) or any(i.status is InstanceStatus.STOPPING for i in instances)
     return Look(signals, unmanaged, workers + starting, moving)

@@ -9,7 +9,7 @@ from autoscaler.signals import Decision, Limits, Signals
 from batchline import metrics
 
 KEPT = ("queued_rows", "bulk_rows", "running_rows", "oldest_age_s", "arrived_rows", "done_rows", "workers", "pending",
-        "draining", "rows_per_s", "bulk_rows_per_s")  # fmt: skip
+        "draining", "rows_per_s", "bulk_rows_per_s", "queued_work_s", "bulk_work_s", "running_work_s")  # fmt: skip
 """Signals that are kept with a decision."""
 ALLOWED = ("min_workers", "max_workers", "max_launches_per_hour", "budget_per_day", "enabled")
 """Limits that are kept with it, where there is one."""

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """Work with a deadline: `rows` of the bulk lane, those of earlier demands included, are due within `due_s`."""
+    """Work with a deadline: `rows` of the bulk lane, those of earlier demands included, are due within `due_s`.
+
+    They take one worker `work_s`.
+    """
 
     due_s: float
     rows: float
+    work_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Signals:
     """One look at one pool. Rows, since jobs differ in size; rates per second.
+
+    Rows of models differ in cost: what is called work is the worker-seconds that the rows take, those of each model at
+    its own measured speed in their lane, or at the pool's while it has none. All work is 0 while nothing is measured.
 
     Attributes:
         at: epoch seconds.
@@ -32,6 +39,10 @@ class Signals:
             lane if it was ever busy.
         demands: work with deadlines, earliest first.
         bulk_rows_per_s: of one worker busy with bulk; 0 when never measured.
+        queued_work_s: of queued_rows.
+        bulk_work_s: of bulk_rows.
+        running_work_s: of running_rows.
+        arrived_work_s: of the rows that arrived since some moment, at the speeds of when they did; only grows.
     """
 
     at: float
@@ -47,6 +58,10 @@ class Signals:
     rows_per_s: float = 0.0
     demands: tuple[Demand, ...] = ()
     bulk_rows_per_s: float = 0.0
+    queued_work_s: float = 0.0
+    bulk_work_s: float = 0.0
+    running_work_s: float = 0.0
+    arrived_work_s: float = 0.0
 
     @property
     def online_rows(self) -> float:
@@ -54,9 +69,33 @@ class Signals:
         return max(0.0, self.queued_rows - self.bulk_rows)
 
     @property
+    def online_work_s(self) -> float:
+        """Of online_rows."""
+        return max(0.0, self.queued_work_s - self.bulk_work_s)
+
+    @property
     def total(self) -> int:
         """Workers that are or will be there: live and pending."""
         return self.workers + self.pending
+
+
+def of_one_speed(seen: Signals, speed: float, bulk_speed: float = 0.0) -> Signals:
+    """The look with its work filled in, of a pool whose models are alike.
+
+    Args:
+        seen: its rows count; those that run count as bulk.
+        speed: online rows/s of one worker.
+        bulk_speed: in the bulk lane; 0: the same.
+    """
+    bulk_speed = bulk_speed or speed
+    return replace(
+        seen,
+        queued_work_s=seen.online_rows / speed + seen.bulk_rows / bulk_speed,
+        bulk_work_s=seen.bulk_rows / bulk_speed,
+        running_work_s=seen.running_rows / bulk_speed,
+        arrived_work_s=seen.arrived_rows / speed,
+        demands=tuple(replace(demand, work_s=demand.rows / bulk_speed) for demand in seen.demands),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from autoscaler.guards import guard
 from autoscaler.policies.contract import Policy
-from autoscaler.signals import Demand, Facts, Limits, Signals, Spent
+from autoscaler.signals import Demand, Facts, Limits, Signals, Spent, of_one_speed
 from autoscaler.simulate.fleet import Fleet, World
 from autoscaler.simulate.trace import DAY_S, Floats, Trace
 
@@ -175,7 +175,7 @@ class Simulation:
         for due, number in self._bulk:
             bulk += self._left[number]
             demands.append(Demand(due - now, bulk))
-        return Signals(
+        seen = Signals(
             at=now,
             queued_rows=arrived - done + bulk,
             bulk_rows=bulk,
@@ -188,6 +188,7 @@ class Simulation:
             rows_per_s=self._measured,
             demands=tuple(demands),
         )
+        return of_one_speed(seen, self._world.rows_per_s)
 
     def _decide(self, arrived: float, done: float, now: float) -> None:
         seen = self._look(arrived, done, now)

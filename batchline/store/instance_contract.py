@@ -5,9 +5,12 @@ from __future__ import annotations
 import enum
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
+
+from batchline.job import Lane
+from batchline.store.contract import Speed
 
 
 class InstanceStatus(enum.StrEnum):
@@ -103,12 +106,22 @@ class Scaling:
     reason: str
     signals: dict[str, float]
     """The numbers it was made from: queued_rows, bulk_rows, running_rows, oldest_age_s, arrived_rows, done_rows,
-    workers, pending, draining, rows_per_s, bulk_rows_per_s."""
+    workers, pending, draining, rows_per_s, bulk_rows_per_s, queued_work_s, bulk_work_s, running_work_s."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTotals:
+    """One model of a pool: online rows that arrived since `since`, and what one worker busy with it does."""
+
+    arrived_rows: int
+    speed: Speed
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
     """Counts of one pool that only grow, and what has a deadline.
+
+    Rows of several models are added up as the worker-seconds that they take: see `work_s`.
 
     Attributes:
         arrived_rows: of online jobs created since `since` (see `Instances.totals`).
@@ -116,9 +129,11 @@ class Totals:
         running_rows: claimed and not finished; of a slice what is left of it.
         rows_per_s: of one worker in the online lane: the mean of the live ones that were ever busy there, else as last
             measured by any; as bulk_rows_per_s where none ever was; 0 when never.
-        demands: (seconds from now, rows queued or running of slices due until then), earliest first. Paused batches
-            have none.
+        demands: (seconds from now, rows queued or running of slices due until then, worker-seconds that they take),
+            earliest first. Paused batches have none.
         bulk_rows_per_s: as rows_per_s, of the bulk lane alone.
+        running_work_s: worker-seconds that running_rows take.
+        models: by id; speeds as `Workers.speeds` has them.
     """
 
     pool: str
@@ -126,8 +141,20 @@ class Totals:
     done_rows: int
     running_rows: int
     rows_per_s: float
-    demands: tuple[tuple[float, int], ...]
+    demands: tuple[tuple[float, int, float], ...]
     bulk_rows_per_s: float = 0.0
+    running_work_s: float = 0.0
+    models: Mapping[int, ModelTotals] = field(default_factory=dict[int, ModelTotals])
+
+    def work_s(self, model_id: int, lane: Lane, rows: float) -> float:
+        """Worker-seconds that rows of a model take: at its own measured speed in the lane, else at the pool's.
+
+        Of a pool in which slices were never measured they count as online rows. 0 where nothing ever was.
+        """
+        own = self.models[model_id].speed if model_id in self.models else Speed(0.0, 0.0)
+        bulk = own.bulk or self.bulk_rows_per_s or self.rows_per_s
+        rate = bulk if lane is Lane.BULK else own.online or self.rows_per_s
+        return rows / rate if rate > 0 else 0.0
 
 
 class Instances(Protocol):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
+from itertools import groupby
+from operator import itemgetter
 
 import msgspec
 
-from batchline.job import first_id_at
-from batchline.store.instance_contract import Scaling, Totals
-from batchline.store.postgres import Database
+from batchline.job import Lane, first_id_at
+from batchline.store.contract import Speed
+from batchline.store.instance_contract import ModelTotals, Scaling, Totals
+from batchline.store.postgres import Database, Row
+from batchline.store.speeds import SPEEDS
 
 DEADLINES = 1000
 """Of open batches, the earliest: as many are told at most."""
@@ -27,18 +32,18 @@ WHERE at >= coalesce(%(since)s::timestamptz, '-infinity') ORDER BY at DESC, pool
 
 _OF_POOL = _OF_ALL.replace("ORDER BY", "AND pool = %(pool)s ORDER BY")
 
-# Ids sort by time of creation: what arrived is a range of the primary key. Of a running slice, what is left of it.
-# What pruned workers did is kept by pool, so the sum never shrinks. A worker that has had no online work yet tells the
-# speed of its slices, a hundred times as fast, for both: it says nothing of online work as long as any other knows.
-_TOTALS = """
-WITH arrived AS MATERIALIZED (
+# A row for each model, and one for each pool without any. Ids sort by time of creation: what arrived is a range of the
+# primary key. Of a running slice, what is left of it. What pruned workers did is kept by pool, so no sum ever shrinks.
+# A worker that has had no online work yet tells the speed of its slices, a hundred times as fast, for both: it says
+# nothing of online work as long as any other knows.
+_TOTALS = f"""
+WITH {SPEEDS}, arrived AS MATERIALIZED (
   SELECT model_id, sum(rows) AS rows FROM jobs WHERE id >= %(from)s AND lane = 'online' GROUP BY 1
 ), running AS MATERIALIZED (
-  SELECT j.model_id, sum(j.rows - CASE WHEN s.attempt = j.attempt THEN least(s.rows_done, j.rows) ELSE 0 END) AS rows
+  SELECT j.model_id, sum(j.rows) FILTER (WHERE j.lane <> 'bulk') AS online,
+    sum(j.rows - CASE WHEN s.attempt = j.attempt THEN least(s.rows_done, j.rows) ELSE 0 END)
+      FILTER (WHERE j.lane = 'bulk') AS bulk
   FROM jobs j LEFT JOIN slices s ON s.job_id = j.id AND j.lane = 'bulk' WHERE j.status = 'running' GROUP BY 1
-), of_models AS MATERIALIZED (
-  SELECT m.pool, sum(a.rows) AS arrived, sum(r.rows) AS running
-  FROM models m LEFT JOIN arrived a ON a.model_id = m.id LEFT JOIN running r ON r.model_id = m.id GROUP BY 1
 ), of_workers AS MATERIALIZED (
   SELECT pool, sum(rows_done) AS done,
     avg(rows_per_s) FILTER (WHERE rows_per_s > 0 AND rows_per_s <> bulk_rows_per_s AND lease_until > now()) AS rate,
@@ -48,10 +53,14 @@ WITH arrived AS MATERIALIZED (
     (array_agg(bulk_rows_per_s ORDER BY heartbeat_at DESC) FILTER (WHERE bulk_rows_per_s > 0))[1] AS last_bulk
   FROM workers GROUP BY 1
 )
-SELECT pool, coalesce(m.arrived, 0), coalesce(w.done, 0) + coalesce(p.rows_done, 0), coalesce(m.running, 0),
-  coalesce(w.rate, w.last_rate, nullif(p.rows_per_s, 0), w.bulk, w.last_bulk, p.bulk_rows_per_s, 0),
-  coalesce(w.bulk, w.last_bulk, p.bulk_rows_per_s, 0)
-FROM of_models m FULL JOIN of_workers w USING (pool)
+SELECT pool, coalesce(w.done, 0) + coalesce(p.rows_done, 0),
+  coalesce(w.rate, w.last_rate, nullif(p.rows_per_s, 0), w.bulk, w.last_bulk, p.bulk_rows_per_s, 0)::float8,
+  coalesce(w.bulk, w.last_bulk, p.bulk_rows_per_s, 0)::float8,
+  m.id, coalesce(a.rows, 0)::bigint, coalesce(r.online, 0)::bigint, coalesce(r.bulk, 0)::bigint,
+  coalesce(s.online, 0), coalesce(s.bulk, 0)
+FROM models m FULL JOIN of_workers w USING (pool)
+LEFT JOIN arrived a ON a.model_id = m.id LEFT JOIN running r ON r.model_id = m.id
+LEFT JOIN speeds s ON s.model_id = m.id
 LEFT JOIN (SELECT name AS pool, rows_done, rows_per_s, bulk_rows_per_s FROM pools) p USING (pool) ORDER BY pool
 """
 
@@ -73,10 +82,9 @@ WITH due AS MATERIALIZED (
   FROM jobs j JOIN slices s ON s.job_id = j.id
   WHERE j.status = 'running' AND j.lane = 'bulk' AND j.deadline_at IS NOT NULL
 )
-SELECT m.pool, greatest(extract(epoch FROM d.deadline_at - now()), 0)::float8,
-  sum(sum(d.rows)) OVER (PARTITION BY m.pool ORDER BY d.deadline_at)
+SELECT m.pool, greatest(extract(epoch FROM d.deadline_at - now()), 0)::float8, m.id, sum(d.rows)::bigint
 FROM (SELECT * FROM waiting UNION ALL SELECT * FROM running) d JOIN models m ON m.id = d.model_id
-GROUP BY m.pool, d.deadline_at ORDER BY m.pool, d.deadline_at
+GROUP BY m.pool, d.deadline_at, m.id ORDER BY m.pool, d.deadline_at
 """
 
 
@@ -101,10 +109,28 @@ def read(db: Database, pool: str | None, limit: int, since: datetime | None) -> 
 
 def totals(db: Database, since: datetime) -> list[Totals]:
     """See `Instances.totals`."""
-    demands: dict[str, list[tuple[float, int]]] = defaultdict(list)
-    for pool, due_s, rows in db.run(_DEMANDS):
-        demands[pool].append((due_s, int(rows)))
-    return [
-        Totals(pool, int(arrived), int(done), int(running), float(rate), tuple(demands[pool]), float(bulk))
-        for pool, arrived, done, running, rate, bulk in db.run(_TOTALS, {"from": first_id_at(since.timestamp())})
-    ]
+    counted = groupby(db.run(_TOTALS, {"from": first_id_at(since.timestamp())}), key=itemgetter(0))
+    found = [_totals(list(rows)) for _, rows in counted]
+    due = {pool: list(rows) for pool, rows in groupby(db.run(_DEMANDS), key=itemgetter(0))}
+    return [replace(one, demands=_demands(one, due.get(one.pool, ()))) for one in found]
+
+
+def _totals(rows: Sequence[Row]) -> Totals:
+    """Of the rows of `_TOTALS` of one pool."""
+    pool, done, rate, bulk_rate, *_ = rows[0]
+    models = {row[4]: ModelTotals(row[5], Speed(row[8], row[9])) for row in rows if row[4] is not None}
+    arrived, running = sum(row[5] for row in rows), sum(row[6] + row[7] for row in rows)
+    found = Totals(pool, arrived, int(done), running, rate, (), bulk_rate, models=models)
+    work_s = (found.work_s(row[4], Lane.ONLINE, row[6]) + found.work_s(row[4], Lane.BULK, row[7]) for row in rows)
+    return replace(found, running_work_s=sum(work_s))
+
+
+def _demands(totals: Totals, due: Sequence[Row]) -> tuple[tuple[float, int, float], ...]:
+    """Added up over rows of `_DEMANDS`, those of one pool."""
+    found, rows, work_s = list[tuple[float, int, float]](), 0, 0.0
+    for due_s, each in groupby(due, key=itemgetter(1)):
+        for _, _, model_id, n in each:
+            rows += n
+            work_s += totals.work_s(model_id, Lane.BULK, n)
+        found.append((due_s, rows, work_s))
+    return tuple(found)

@@ -11,6 +11,7 @@ import stack
 
 from batchline.job import Lane
 from batchline.store import scalings
+from batchline.store.contract import Speed
 from batchline.store.instance_contract import Scaling
 
 
@@ -95,7 +96,7 @@ def test_so_many_deadlines_are_told_and_no_more(store, model, monkeypatch):
     at = datetime.now(UTC) + timedelta(hours=1)
     for n in (3, 1, 2):
         batch_stack.planned(store, model, [n], deadline_at=at + timedelta(minutes=n))
-    assert [rows for _, rows in _totals(store)["cpu"].demands] == [1, 3]
+    assert [rows for _, rows, _ in _totals(store)["cpu"].demands] == [1, 3]
 
 
 def test_demands_are_the_rows_of_slices_by_their_deadline(store, model, database_url):
@@ -109,15 +110,42 @@ def test_demands_are_the_rows_of_slices_by_their_deadline(store, model, database
     store.batches.pause(1, paused)
     store.jobs.submit([stack.new_job(model, rows=320, deadline_at=soon)])
     due = _totals(store)["cpu"].demands
-    assert [rows for _, rows in due] == [30, 70]
-    assert [round(seconds, -2) for seconds, _ in due] == [100, 1000]
+    assert [rows for _, rows, _ in due] == [30, 70]
+    assert [round(seconds, -2) for seconds, *_ in due] == [100, 1000]
     worker = stack.a_worker(store)
     (job,) = batch_stack.claimed(store, worker, model)
     assert job.rows == 10
     store.slices.progress(worker, job, job.rows - 1)
     found = _totals(store)["cpu"]
     assert found.running_rows == 1
-    assert [rows for _, rows in found.demands] == [21, 61]
+    assert [rows for _, rows, _ in found.demands] == [21, 61]
+
+
+def test_rows_count_as_the_time_that_one_worker_takes_for_them(store, model, database_url):
+    """At the model's own speed in their lane, however fast others of the pool are; at the pool's while it has none."""
+    slow = store.catalogue.register_model(stack.a_spec("slow"))
+    worker, soon = stack.a_worker(store), datetime.now(UTC) + timedelta(seconds=100)
+    held = []
+    for each in (model, slow):
+        store.jobs.submit([stack.new_job(each, rows=20)])
+        held += store.claims.claim(worker, each, Lane.ONLINE, rows=20).jobs
+        batch_stack.planned(store, each, [600], deadline_at=soon)
+    assert (_totals(store)["cpu"].running_work_s, _totals(store)["cpu"].demands[0][1:]) == (0.0, (1200, 0.0))
+    _beat(store, worker, rows_per_s=10.0, bulk_rows_per_s=100.0, speeds={model: Speed(1000.0, 6000.0)})
+    told = _totals(store)["cpu"]
+    assert (told.running_rows, told.running_work_s) == (40, 20 / 1000 + 20 / 10)
+    assert told.demands[0][1:] == (1200, 600 / 6000 + 600 / 100)
+    _beat(store, worker, rows_per_s=10.0, speeds={model: Speed(1000.0, 6000.0), slow: Speed(5.0, 3.0)})
+    told = _totals(store)["cpu"]
+    assert (told.running_work_s, told.demands[0][1:]) == (20 / 1000 + 20 / 5, (1200, 600 / 6000 + 600 / 3))
+    assert [told.models[each].arrived_rows for each in (model, slow)] == [20, 20]
+    store.claims.finish(worker, [stack.done(job) for job in held])
+    stack.query(database_url, "UPDATE workers SET lease_until = now() - interval '2 days'")
+    store.chores.prune(results_kept_s=1e7, jobs_kept_s=1e7, keys_kept_s=1e7)
+    assert store.workers.list() == []
+    told = _totals(store)["cpu"]
+    assert (told.running_work_s, told.demands[0][1:]) == (0.0, (1200, 600 / 6000 + 600 / 3))
+    assert (told.work_s(slow, Lane.ONLINE, 50), told.work_s(-1, Lane.ONLINE, 50)) == (10.0, 5.0), "-1: never measured"
 
 
 def test_decisions_come_back_newest_first(store):

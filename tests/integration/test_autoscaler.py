@@ -15,11 +15,13 @@ from stack import a_spec, a_worker, new_job
 from autoscaler.config import parse
 from autoscaler.loop import Autoscaler
 from autoscaler.observe import Look, Observer
-from autoscaler.signals import Decision, Demand, Limits, Signals
+from autoscaler.policies import DrainTime
+from autoscaler.signals import Decision, Demand, Facts, Limits, Signals
 from batchline.clock import FakeClock, SystemClock
 from batchline.errors import StoreUnavailableError
 from batchline.job import first_id_at
 from batchline.store.clock import StoreClock
+from batchline.store.contract import Speed
 from batchline.store.instance_contract import NewInstance
 
 
@@ -31,6 +33,22 @@ def test_signals_are_queued_rows_and_live_workers_by_pool(store):
     store.workers.drain(a_worker(store))
     seen = Observer(store, SystemClock()).look()["cpu"].signals
     assert (seen.queued_rows, seen.bulk_rows, seen.workers, seen.draining) == (7, 0, 1, 1)
+
+
+def test_rows_of_a_dear_model_ask_for_workers_that_as_many_of_a_cheap_one_do_not(store):
+    """1,000 and 10 rows/s in one pool: 6,000 rows are six seconds of one worker or ten minutes."""
+    fast, slow = (store.catalogue.register_model(a_spec(name)) for name in ("fast", "slow"))
+    speeds = {fast: Speed(1000.0, 0.0), slow: Speed(10.0, 0.0)}
+    store.workers.heartbeat(a_worker(store), lease_s=60.0, models="", rows_per_s=300.0, speeds=speeds)
+    observer, wanted = Observer(store, SystemClock()), []
+    for model in (fast, slow):
+        store.jobs.submit([new_job(model, rows=6000)])
+        store.chores.count_backlog(every_s=0.0)
+        seen = observer.look()["cpu"].signals
+        wanted.append(DrainTime().decide([seen], Facts(start_s=30.0), seen.at).desired)
+    assert (seen.queued_rows, seen.queued_work_s, seen.arrived_work_s) == (12_000, 606.0, 606.0)
+    assert wanted[0] == 1
+    assert 1 + 31 <= wanted[1] <= 1 + 57, "606 worker-seconds within 40 to 48 s, of which new ones serve 10 to 18"
 
 
 def launched(store, *names, count=None, settle=True):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from autoscaler.guards import guard
 from autoscaler.policies import POLICIES, DrainTime, QueueRule, TargetInFlight
-from autoscaler.signals import Demand, Facts, Limits, Signals, Spent
+from autoscaler.signals import Demand, Facts, Limits, Signals, Spent, of_one_speed
 from autoscaler.simulate.rivals import Keda
 
 ALL = [*[make() for make in POLICIES.values()], Keda()]
@@ -20,12 +20,13 @@ RATE = 10.0
 
 @st.composite
 def histories(draw):
-    """A pool as it may be seen, ten seconds between looks: any arrivals, any service, any number of workers."""
-    looks, arrived, done = [], 0.0, 0.0
+    """A pool as it may be seen, ten seconds between looks: any arrivals, any service, work and number of workers."""
+    looks, arrived, done, arrived_work_s = [], 0.0, 0.0, 0.0
     for n in range(draw(st.integers(1, 30))):
         arrived += draw(st.floats(0, 1e6))
         done = min(arrived, done + draw(st.floats(0, 1e6)))
-        bulk = draw(st.floats(0, 1e6))
+        bulk, bulk_work_s = draw(st.floats(0, 1e6)), draw(st.floats(0, 1e6))
+        arrived_work_s += draw(st.floats(0, 1e6))
         looks.append(
             Signals(
                 at=1e9 + 10.0 * n,
@@ -38,7 +39,11 @@ def histories(draw):
                 pending=draw(st.integers(0, 50)),
                 rows_per_s=draw(st.sampled_from([0.0, RATE])),
                 bulk_rows_per_s=draw(st.sampled_from([0.0, RATE / 50, RATE * 50])),
-                demands=(Demand(draw(st.floats(-1e3, 1e5)), bulk),) if bulk else (),
+                demands=(Demand(draw(st.floats(-1e3, 1e5)), bulk, bulk_work_s),) if bulk else (),
+                queued_work_s=bulk_work_s + draw(st.floats(0, 1e6)),
+                bulk_work_s=bulk_work_s,
+                running_work_s=draw(st.floats(0, 1e3)),
+                arrived_work_s=arrived_work_s,
             )
         )
     return looks
@@ -68,6 +73,12 @@ def test_no_policy_gets_past_its_limits(policy, history, low, extra, launches):
     assert max(0, allowed.desired - seen.total) <= max(0, 20 - launches)
 
 
+def look(*args, bulk_rows_per_s=0.0, **changes):
+    """Of a pool whose models all do RATE, and in bulk the same where nothing else is measured."""
+    seen = Signals(*args, rows_per_s=RATE, bulk_rows_per_s=bulk_rows_per_s, **changes)
+    return of_one_speed(seen, RATE, bulk_rows_per_s)
+
+
 def play(policy, rates, *, start_s=60.0, maximum=1000):
     """A pool that does as the policy says, ten seconds a look; returns its looks and what was wanted."""
     facts, looks, wanted = Facts(start_s, 60), [], []
@@ -80,12 +91,8 @@ def play(policy, rates, *, start_s=60.0, maximum=1000):
         arrived += 10.0 * rate
         done = min(arrived, done + live * RATE * 10.0)
         age = (arrived - done) / rate if rate else 0.0
-        looks.append(
-            Signals(
-                now, arrived - done, oldest_age_s=age, arrived_rows=arrived, workers=live,
-                pending=sum(k for _, k in launched), rows_per_s=RATE,
-            )
-        )  # fmt: skip
+        pending = sum(k for _, k in launched)
+        looks.append(look(now, arrived - done, oldest_age_s=age, arrived_rows=arrived, workers=live, pending=pending))
         desired = min(maximum, policy.decide(looks, facts, now).desired)
         wanted.append(desired)
         change = desired - looks[-1].total
@@ -130,7 +137,7 @@ def test_drain_time_gives_up_workers_when_nothing_comes_any_more():
 
 def test_drain_time_meets_a_deadline_with_a_steady_few():
     """A batch of 36,000 rows due in an hour, 10 rows/s a worker: one or two, not one for each thousand rows."""
-    seen = Signals(0.0, 36_000, 36_000, rows_per_s=RATE, demands=(Demand(3600, 36_000),))
+    seen = look(0.0, 36_000, 36_000, demands=(Demand(3600, 36_000),))
     decision = DrainTime().decide([seen], FACTS, 0.0)
     assert decision.desired == 2
     assert "rows due in 3600 s" in decision.reason
@@ -138,21 +145,30 @@ def test_drain_time_meets_a_deadline_with_a_steady_few():
 
 def test_drain_time_hurries_when_a_deadline_is_near():
     """The same batch due in five minutes: enough for what is left after the start."""
-    seen = Signals(0.0, 36_000, 36_000, rows_per_s=RATE, demands=(Demand(300, 36_000),))
+    seen = look(0.0, 36_000, 36_000, demands=(Demand(300, 36_000),))
     assert DrainTime().decide([seen], FACTS, 0.0).desired >= math.ceil(3600 / (300 - 60))
 
 
 def test_drain_time_does_batches_without_a_deadline_within_the_hour():
     """100,000 rows, 10 rows/s a worker, no deadline: a steady three; one row more than nothing: one."""
-    seen = Signals(0.0, 100_000, 100_000, rows_per_s=RATE)
+    seen = look(0.0, 100_000, 100_000)
     assert DrainTime().decide([seen], FACTS, 0.0).desired == 3
-    assert DrainTime().decide([Signals(0.0, 1, 1, rows_per_s=RATE)], FACTS, 0.0).desired == 1
+    assert DrainTime().decide([look(0.0, 1, 1)], FACTS, 0.0).desired == 1
+
+
+@pytest.mark.parametrize("there", [0, 1])
+def test_drain_time_lets_no_row_lie_however_little_work_it_is(there):
+    """A single fast row of a batch, or one that runs: somebody is there for it."""
+    seen = of_one_speed(Signals(1e9, 1, 1, workers=there, rows_per_s=1e6), 1e6)
+    assert DrainTime().decide([seen], FACTS, seen.at).desired == 1
+    running = of_one_speed(Signals(1e9, running_rows=1, workers=1, rows_per_s=1e6), 1e6)
+    assert DrainTime().decide([running], FACTS, running.at).desired == 1
 
 
 def test_drain_time_does_not_make_those_without_a_deadline_wait_for_a_later_one():
     """A small batch that is due tomorrow does not put off a large one that has no deadline."""
-    alone = DrainTime().decide([Signals(0.0, 360_000, 360_000, rows_per_s=RATE)], FACTS, 0.0)
-    both = Signals(0.0, 360_010, 360_010, rows_per_s=RATE, demands=(Demand(86_400, 10),))
+    alone = DrainTime().decide([look(0.0, 360_000, 360_000)], FACTS, 0.0)
+    both = look(0.0, 360_010, 360_010, demands=(Demand(86_400, 10),))
     assert DrainTime().decide([both], FACTS, 0.0).desired == alone.desired == 11
 
 
@@ -160,7 +176,7 @@ def test_drain_time_sees_those_without_a_deadline_however_many_rows_of_others_ru
     """Rows that run are in the demands and not in the queue: they hide nothing that is queued."""
     queued, running = 160_000, 80_000
     demands = (Demand(86_400, queued - 60_000 + running),)
-    seen = Signals(0.0, queued, queued, running_rows=running, workers=1, rows_per_s=RATE, demands=demands)
+    seen = look(0.0, queued, queued, running_rows=running, workers=1, demands=demands)
     assert DrainTime().decide([seen], FACTS, 0.0).desired == 2, "60,000 have none"
 
 
@@ -168,21 +184,21 @@ def test_drain_time_sees_those_without_a_deadline_however_many_rows_of_others_ru
 def test_drain_time_reckons_batches_at_their_own_rate(bulk_rate, workers):
     """Slices may go a hundred times as fast as jobs of a row, or be of a dearer model; not measured, as those."""
     rows = 3540 * RATE * 100
-    seen = Signals(at=1e9, queued_rows=rows, bulk_rows=rows, rows_per_s=RATE, bulk_rows_per_s=bulk_rate)
+    seen = look(at=1e9, queued_rows=rows, bulk_rows=rows, bulk_rows_per_s=bulk_rate)
     assert DrainTime().decide([seen], FACTS, seen.at).desired == workers
-    working = replace(seen, queued_rows=0.0, bulk_rows=0.0, running_rows=rows, workers=workers)
+    working = look(seen.at, running_rows=rows, workers=workers, bulk_rows_per_s=bulk_rate)
     assert DrainTime().decide([working], FACTS, seen.at).desired == workers
 
 
 def test_drain_time_does_not_panic_about_what_is_late_already():
     """What no launch can save does not start a thousand workers for ten seconds."""
-    seen = Signals(0.0, 100_000, 100_000, rows_per_s=RATE, demands=(Demand(-5.0, 100_000),))
+    seen = look(0.0, 100_000, 100_000, demands=(Demand(-5.0, 100_000),))
     assert DrainTime().decide([seen], FACTS, 0.0).desired == 3
 
 
 def test_drain_time_gives_nobody_up_whom_a_deadline_at_hand_needs():
     """A launch could not help any more; four would do it within a minute, and seven within the 30 s that are left."""
-    seen = Signals(1e9, 2000, 2000, workers=10, rows_per_s=RATE, demands=(Demand(30.0, 2000),))
+    seen = look(1e9, 2000, 2000, workers=10, demands=(Demand(30.0, 2000),))
     assert DrainTime().decide([seen], FACTS, seen.at).desired == 7
     late = replace(seen, demands=(Demand(0.0, 2000),))
     assert DrainTime().decide([late], FACTS, late.at).desired == 4, "late already: as batches without a deadline"
