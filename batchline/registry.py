@@ -309,6 +309,9 @@ def _draft(repository: Path, name: str, source: Path, policy: Mapping[str, objec
             (draft / POLICY_FILE).write_text(_toml(policy), encoding="utf-8")
         draft.chmod(0o755)
         yield draft
+    except ModelError as e:
+        copied, given = (draft, source) if source.is_dir() else (draft / MODEL_FILE, source)
+        raise ModelError(e.detail.replace(str(copied), str(given))) from e
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         with contextlib.suppress(OSError):

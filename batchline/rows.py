@@ -135,7 +135,7 @@ def parse(raw: bytes | memoryview, spec: ModelSpec, *, max_rows: int) -> RowBloc
 
     Args:
         raw: a JSON array of rows. A row is a nested list (models with one input), an object `{input: value}`, or a
-            string (models with a text front).
+            string (models with a text front). Where a row of an input is a list of one, the value alone does too.
         spec: what the model takes.
         max_rows: most rows of one job.
 
@@ -173,9 +173,12 @@ def _list_decoder(dtype: str, depth: int, *, allow_missing: bool) -> msgspec.jso
 
 @functools.lru_cache(maxsize=256)
 def _object_decoder(inputs: tuple[TensorSpec, ...], *, allow_missing: bool) -> msgspec.json.Decoder[Any]:
-    fields: list[Any] = [
-        (f"f{i}", _value_type(t.dtype, len(t.shape), allow_missing=allow_missing)) for i, t in enumerate(inputs)
-    ]
+    fields: list[Any] = []
+    for i, tensor in enumerate(inputs):
+        kind = _value_type(tensor.dtype, len(tensor.shape), allow_missing=allow_missing)
+        if tensor.shape == (1,):
+            kind |= _value_type(tensor.dtype, 0, allow_missing=allow_missing)
+        fields.append((f"f{i}", kind))
     rename = {f"f{i}": t.name for i, t in enumerate(inputs)}
     row = msgspec.defstruct("Row", fields, rename=rename, forbid_unknown_fields=True)
     return msgspec.json.Decoder(list[row])
@@ -214,6 +217,8 @@ def _fast(raw: bytes | memoryview, spec: ModelSpec, max_rows: int) -> RowBlock |
 def _column(values: list[Any], tensor: TensorSpec) -> Column:
     """[N, *shape] or one array a row, checked; ValueError when a row does not fit."""
     dtype = DTYPES[tensor.dtype]
+    if tensor.shape == (1,):
+        values = [[value] if _is_bare(value, tensor) else value for value in values]
     if None not in tensor.shape:
         return _checked(np.array(values, dtype=dtype), tensor, 1, values)
     arrays = [_checked(np.array(v, dtype=dtype), tensor, 0, v) for v in values]
@@ -307,13 +312,21 @@ def _read_row(row: Any, spec: ModelSpec, pointer: str, into: dict[str, Array | s
 def _read_value(
     value: Any, tensor: TensorSpec, spec: ModelSpec, pointer: str, into: dict[str, Array | str]
 ) -> Iterator[Fault]:
-    faults = list(_leaf_faults(value, tensor, spec, pointer, len(tensor.shape)))
+    if _is_bare(value, tensor):
+        faults, value = list(_leaf_faults(value, tensor, spec, pointer, 0)), [value]
+    else:
+        faults = list(_leaf_faults(value, tensor, spec, pointer, len(tensor.shape)))
     if not faults:
         try:
             into[tensor.name] = _checked(np.array(value, dtype=DTYPES[tensor.dtype]), tensor, 0, value)
         except (ValueError, OverflowError) as e:
             faults = [Fault(pointer, str(e) if tensor.name in str(e) else f"does not fit {tensor.dtype}: {e}")]
     yield from faults
+
+
+def _is_bare(value: Any, tensor: TensorSpec) -> bool:
+    """Whether it is the value itself where the model takes a list of one, as exporters make of a table's column."""
+    return tensor.shape == (1,) and not isinstance(value, list)
 
 
 def _leaf_faults(value: Any, tensor: TensorSpec, spec: ModelSpec, pointer: str, depth: int) -> Iterator[Fault]:

@@ -84,3 +84,36 @@ def test_what_does_not_fit_is_refused(body: bytes) -> None:
 def test_packed_rows_can_be_read_by_anyone_with_msgpack() -> None:
     """The form is the one that the file's head describes."""
     assert msgspec.msgpack.decode(short(b"[[1,2,3]]", spec("INT8"))[1]) == [1, {"x": ["int8", [3], b"\1\2\3"]}]
+
+
+COLUMNS = ModelSpec(
+    "table", "1", "e" * 64, 1, (TensorSpec("age", "FP32", (1,)), TensorSpec("city", "BYTES", (1,))), (),
+)  # fmt: skip
+
+
+def test_a_list_of_one_may_be_written_as_the_value() -> None:
+    """As the columns of a table are, which exporters make [rows, 1]: in objects and plain rows, mixed as one likes."""
+    bare, listed = [{"age": 1.5, "city": "Oslo"}, {"age": [2], "city": "x"}], [{"age": [1.5], "city": ["Oslo"]}] * 2
+    assert long(json.dumps(bare).encode(), COLUMNS) != long(json.dumps(listed).encode(), COLUMNS)
+    listed[1] = {"age": [2.0], "city": ["x"]}
+    assert long(json.dumps(bare).encode(), COLUMNS) == long(json.dumps(listed).encode(), COLUMNS)
+    tensor = TensorSpec("x", "INT64", (1,))
+    model = ModelSpec("m", "1", "e" * 64, 1, (tensor,), (tensor,))
+    assert short(b"[7, [8]]", model) == short(b"[[7], [8]]", model) == long(b"[7, 8]", model)
+
+
+@pytest.mark.parametrize(
+    ("row", "pointer", "told"),
+    [
+        ({"age": "old", "city": "Oslo"}, "/inputs/0/age", "must be a number of FP32"),
+        ({"age": None, "city": "Oslo"}, "/inputs/0/age", "must be a number of FP32"),
+        ({"age": ["old"], "city": "Oslo"}, "/inputs/0/age/0", "must be a number of FP32"),
+        ({"age": 1e39, "city": "Oslo"}, "/inputs/0/age", "must be a number of FP32"),
+        ({"age": 1, "city": 2}, "/inputs/0/city", "must be a string: BYTES"),
+        ({"age": [1, 2], "city": "x"}, "/inputs/0/age", "has 2 values where age takes 1"),
+    ],
+)
+def test_a_bare_value_that_does_not_fit_is_named(row: dict[str, object], pointer: str, told: str) -> None:
+    """By the place where it stands."""
+    _, _, faults = outcome(long, json.dumps([row]).encode(), COLUMNS)
+    assert [tuple(fault) for fault in faults] == [(pointer, told)]

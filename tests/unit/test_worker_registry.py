@@ -74,6 +74,23 @@ def test_a_refused_file_leaves_nothing_behind(repository: Path, tmp_path: Path) 
     assert list(repository.iterdir()) == []
 
 
+def test_a_refusal_names_the_file_that_was_given(repository: Path, tmp_path: Path) -> None:
+    """Not the copy that was checked, whose folder is gone by then: of a file, and of a folder with a policy."""
+    bad = tmp_path / "bad.onnx"
+    bad.write_bytes(b"")
+    with pytest.raises(ModelError) as refused:
+        registry.import_model(repository, "bad", bad, Catalogue().register)
+    assert refused.value.detail.startswith(f"{bad}: ")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    small_models.double(folder / "model.onnx")
+    (folder / "model.toml").write_text("[policy]\nmax_batch_size = 0\n")
+    with pytest.raises(ModelError) as refused:
+        registry.import_model(repository, "bad", folder, Catalogue().register)
+    assert refused.value.detail.startswith(f"{folder / 'model.toml'}: ")
+    assert ".import-" not in refused.value.detail
+
+
 def test_an_import_that_the_catalogue_did_not_take_leaves_nothing_behind(repository: Path, onnx_file: Path) -> None:
     """Postgres away: the import fails whole and may be repeated."""
 
