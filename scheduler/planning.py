@@ -39,6 +39,8 @@ _SHARERS = 100
 """Batches of a tenant that are looked at to tell how many share its turn."""
 _MIN_RATE, _MAX_RATE = 1e3, 1e6
 """Rows/s of a pool, as far as a measurement is believed: an idle pool measures next to nothing."""
+_LEAST = 1.0
+"""Likewise of a model: a worker may have measured its first row alone, with all that it takes to begin."""
 
 
 class PlanNote(msgspec.Struct, frozen=True):
@@ -158,9 +160,12 @@ class Planner:
     def _pace(self, batch: BatchView, record: ModelRecord) -> Pace:
         """Batches of one tenant share its turn: each of n gets on at an nth of the pace."""
         sharing = 1 + self._store.batches.sharing(batch.tenant_id, most=_SHARERS)
-        rate = self._store.workers.drain_rates(Lane.BULK).get(record.spec.policy.pool, 0.0)
+        pool = record.spec.policy.pool
+        rate, least = self._store.workers.bulk_rate(pool, record.id), _LEAST
+        if not rate:
+            rate, least = self._store.workers.drain_rates(Lane.BULK).get(pool, 0.0), _MIN_RATE
         deadline = batch.deadline_at.timestamp() if batch.deadline_at else None
-        row_s = sharing / min(max(rate, _MIN_RATE), _MAX_RATE)
+        row_s = sharing / min(max(rate, least), _MAX_RATE)
         return Pace(self._store.schedules.now().timestamp(), row_s, batch.priority, deadline)
 
     def _parents(self, batch: BatchView) -> Iterator[SliceView]:

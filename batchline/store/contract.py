@@ -325,6 +325,13 @@ class Workers(Protocol):
         """Measured speeds by model id: the mean of the live workers that ever told one, else as last told by any."""
         ...
 
+    def bulk_rate(self, pool: str, model_id: int) -> float:
+        """Rows/s that the live workers of a pool do together of a model's slices, by its own measured speed.
+
+        Where none lives, what one would do; 0 when the model was never measured.
+        """
+        ...
+
     def lead(self, name: str, holder: uuid.UUID, *, lease_s: float) -> float | None:
         """Take or renew the lease `name` for `lease_s`.
 

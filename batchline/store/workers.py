@@ -43,6 +43,12 @@ _RATES = {
     Lane.BULK: _RATE.format(rate="coalesce(nullif(bulk_rows_per_s, 0), rows_per_s)"),
 }
 
+_BULK_RATE = f"""
+WITH {SPEEDS}
+SELECT bulk * greatest((SELECT count(*) FROM workers WHERE pool = %(pool)s AND lease_until > now()), 1)
+FROM speeds WHERE model_id = %(model)s AND bulk > 0
+"""
+
 # A lease that ran out is taken over; the holder keeps its own. `since` moves only when the holder changes or came late.
 _LEAD = """
 INSERT INTO leases AS l (name, holder, lease_until)
@@ -109,6 +115,10 @@ class Workers:
     def speeds(self) -> dict[int, Speed]:
         found = self._db.run(f"WITH {SPEEDS} SELECT model_id, coalesce(online, 0), coalesce(bulk, 0) FROM speeds")
         return {model_id: Speed(online, bulk) for model_id, online, bulk in found}
+
+    def bulk_rate(self, pool: str, model_id: int) -> float:
+        rows = self._db.run(_BULK_RATE, {"pool": pool, "model": model_id})
+        return float(rows[0][0]) if rows else 0.0
 
     def lead(self, name: str, holder: uuid.UUID, *, lease_s: float) -> float | None:
         rows = self._db.run(_LEAD, {"name": name, "holder": holder, "lease": lease_s})

@@ -96,6 +96,16 @@ def test_a_model_has_a_speed_of_its_own_that_outlives_who_measured_it(store, dat
     assert store.workers.speeds() == {7: (40.0, 500.0), 8: (1e-7, 900.0)}
 
 
+def test_slices_of_a_model_go_at_its_own_speed_on_each_live_worker_of_the_pool(store, database_url):
+    """Those that have not measured it are reckoned alike, and of none that lives as of one."""
+    workers = [stack.a_worker(store, pool=pool) for pool in ("cpu", "cpu", "gpu")]
+    assert store.workers.bulk_rate("cpu", 7) == 0.0
+    _beat(store, workers[0], bulk_rows_per_s=9000.0, speeds={7: Speed(0.0, 50.0), 8: Speed(1.0, 0.0)})
+    assert [store.workers.bulk_rate("cpu", model) for model in (7, 8, 9)] == [100.0, 0.0, 0.0]
+    store.workers.bury(workers)
+    assert store.workers.bulk_rate("cpu", 7) == 50.0
+
+
 def test_one_leads_until_its_lease_ends_or_it_resigns(store, database_url):
     """The others are told so; the lease names are independent."""
     a, b = uuid.uuid4(), uuid.uuid4()

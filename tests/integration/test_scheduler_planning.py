@@ -8,12 +8,14 @@ import time
 
 import msgspec
 import pytest
+import stack
 from scheduler_rig import Rig
 from system import until
 
 from batchline.batch import DataSet, Input, Output, Requests, Slice, rows_to_bits
 from batchline.errors import SourceUnavailableError
 from batchline.job import Lane, new_job_id
+from batchline.store.contract import Speed
 from scheduler import planning, station
 from scheduler.planning import PlanNote
 
@@ -101,6 +103,21 @@ def test_a_place_that_does_not_answer_is_asked_again_then_the_batch_is_refused(r
     ]
     assert len(waits) == 2
     assert waits[0] < waits[1]
+
+
+def test_slices_of_a_slow_model_take_their_turns_at_its_own_pace(rig):
+    """Two workers of 1 row/s: a slice of ten rows is five seconds of the pool, whatever its other models do."""
+    model = rig.model()
+    rig.rows("a.jsonl", 20)
+    told = {"rows_per_s": 5000.0, "bulk_rows_per_s": 5000.0}
+    for _ in range(2):
+        rig.store.workers.heartbeat(
+            stack.a_worker(rig.store), lease_s=60.0, models="", speeds={model: Speed(0.0, 1.0)}, **told
+        )
+    rig.batch(f"file://{rig.folder}/a.jsonl")
+    assert rig.planner.station().step()
+    (first,), (second,) = rig.store.db.run("SELECT rank FROM jobs ORDER BY rank")
+    assert second - first == 5_000_000
 
 
 def lines(*changes):
