@@ -162,7 +162,8 @@ def document(max_rows: int) -> Json:
     _, schemas = msgspec.json.schema_components(shapes, ref_template=REF, schema_hook=_anything)
     submit = cast("Json", schemas["SubmitBody"]["properties"])
     submit["inputs"] = {"type": "array", "minItems": 1, "maxItems": max_rows, "description": "A row: a nested list, an"
-                        " object of inputs by name, or a string, as the model takes it. A list of one may be its value."}  # fmt: skip
+                        " object of inputs by name, or a string, as the model takes it. The value of a list of one"
+                        " may stand by itself."}  # fmt: skip
     submit["parameters"] |= {"maxProperties": 0}
     submit["metadata"] = {"type": ["object", "null"]}
     job = cast("Json", schemas["JobBody"]["properties"])
