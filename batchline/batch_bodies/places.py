@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from batchline.batch import Condition, Input, Output
-from batchline.data import places_of, uris
+from batchline.data import places_of, table_names, uris
 from batchline.errors import Fault, SourceError
 from batchline.model import ModelSpec
 from batchline.settings import Settings
@@ -19,9 +19,6 @@ from batchline.wire import InputBody
 _MAX_URI = 2048
 _MAX_COLUMNS = 10_000
 _MAX_NAME = 200
-_TABLE = re.compile(r'[^\s".\x00-\x1f]+(\.[^\s".\x00-\x1f]+)?')
-_NAME_BYTES = 63
-"""PostgreSQL cuts longer names off."""
 _SCHEMA = "public"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _UNARY = ("is null", "is not null")
@@ -105,8 +102,12 @@ def output_of(given: Output, wanted: Input, rules: Rules, faults: list[Fault]) -
     return msgspec.structs.replace(given, database=database)
 
 
-def _full_name(table: str) -> str:
-    return table if "." in table else f"{_SCHEMA}.{table}"
+def _full_name(table: str) -> tuple[str, str]:
+    try:
+        schema, name = table_names.parse(table)
+    except ValueError:  # a fault already
+        return "", table
+    return schema or _SCHEMA, name
 
 
 def column_faults(wanted: Input, output: Output, spec: ModelSpec) -> Iterator[Fault]:
@@ -197,10 +198,10 @@ def format_of(uri: str) -> uris.Format | None:
 
 
 def _database(pointer: str, table: str, name: str | None, rules: Rules, faults: list[Fault]) -> str | None:
-    if not _TABLE.fullmatch(table):
-        faults.append(Fault(f"{pointer}/table", "must be the name of a table: TABLE or SCHEMA.TABLE"))
-    elif any(len(name.encode(errors="surrogatepass")) > _NAME_BYTES for name in table.split(".")):
-        faults.append(Fault(f"{pointer}/table", f"must be names of at most {_NAME_BYTES} bytes in UTF-8"))
+    try:
+        table_names.parse(table)
+    except ValueError as e:
+        faults.append(Fault(f"{pointer}/table", str(e)))
     if not rules.databases:
         faults.append(
             Fault(f"{pointer}/table", "no database is known here: the operator names them in BATCHLINE_DATABASES")

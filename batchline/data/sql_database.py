@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import psycopg2
 from psycopg2 import sql
 
+from batchline.data import table_names
 from batchline.errors import (
     BatchlineError,
     RetryableError,
@@ -171,7 +172,7 @@ class Table:
 
     @property
     def shown(self) -> str:
-        return f"{self.schema}.{self.name}"
+        return table_names.shown(self.schema, self.name)
 
     @property
     def id(self) -> sql.Identifier:
@@ -183,15 +184,16 @@ class Table:
 
 
 def find_table(cursor: Cursor, database: Database, text: str) -> Table:
-    """The table that `NAME` or `SCHEMA.NAME` means, in letters as they stand; `oid` None when there is none.
+    """The table that a text names, see `table_names`; `oid` None when there is none.
 
     Raises:
         SourceError | SinkError: no name of a table, or one of the system's own.
     """
-    schema, _, name = text.rpartition(".")
-    if not name or "." in schema or "\0" in text:
-        raise database.side.wrong(f"{text!r} is no table: write SCHEMA.NAME.")
-    if not schema:
+    try:
+        schema, name = table_names.parse(text)
+    except ValueError as e:
+        raise database.side.wrong(f"{text!r} {e}.") from None
+    if schema is None:
         cursor.execute("SELECT current_schema()")
         schema = one(cursor)[0] or "public"
         cursor.execute(

@@ -19,7 +19,7 @@ import pyarrow as pa
 from psycopg2 import sql
 
 from batchline.batch import Output, Staged, show_batch_id
-from batchline.data import sql_refused, sql_replace
+from batchline.data import sql_refused, sql_replace, table_names
 from batchline.data.contract import ROW, Manifest, Places, SinkContext
 from batchline.data.sql_database import SINK, Database, Table, Text, find_oid, find_table, is_unique, one
 from batchline.data.sql_part import ERROR_COLUMNS, TablePart, copy
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor  # noqa: N812
 
 SLICES = "_batchline_slices"
-_NAME_BYTES = 63
 _TRIES = 3
 
 _MAKE_SLICES = (
@@ -320,5 +319,6 @@ class TableSink:
         return table.beside(f"_batchline_{self.batch.removeprefix('batch_')}")
 
     def _errors_name(self, table: Table) -> str:
-        room = _NAME_BYTES - len("_errors")
-        return table.name.encode()[:room].decode(errors="ignore") + "_errors"
+        room = table_names.NAME_BYTES - len("_errors")
+        name = table.name.encode()[:room].decode(errors="ignore") + "_errors"
+        return name if name != table.name else "_" + name[1:]

@@ -126,7 +126,7 @@ def test_names_are_taken_by_the_letter(database_url: str) -> None:
         'CREATE SCHEMA "My Data"; CREATE TABLE "My Data"."a""; b" ("I d" int, "x""{}%s" float4);'
         'INSERT INTO "My Data"."a""; b" VALUES (1, 2.5)',
     )
-    s = source(database_url, 'My Data.a"; b', "I d")
+    s = source(database_url, 'My Data."a""; b"', "I d")
     assert rows(s, list(s.pieces(5))) == [{"I d": 1, 'x"{}%s': 2.5}]
 
 

@@ -270,7 +270,7 @@ def test_outputs_that_are_refused(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "target"), [("public.users", "users"), ("users", "public.users"), ("a.users", "a.users")]
+    ("source", "target"), [("public.users", "users"), ('"users"', "public.users"), ('a."users"', '"a".users')]
 )
 def test_nothing_is_appended_to_the_table_that_is_read(source: str, target: str) -> None:
     """With or without its schema; other modes add no rows, and another table may be anything."""
