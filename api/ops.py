@@ -111,6 +111,7 @@ class OpsRoutes:
                 "draining": w.draining,
                 "models": w.models.split(),
                 "rows_per_s": w.rows_per_s,
+                "speeds": {ref: {"online": s.online or None, "bulk": s.bulk or None} for ref, s in w.speeds.items()},
                 "instance": w.instance or None,
             }
             for w in views

@@ -45,10 +45,11 @@ def status(*, as_json: Json = False) -> None:
             tell(f"pool {name}: nobody decides on it")
             continue
         most = f" of at most {allowed['max_workers']:.0f}" if allowed else ""
+        work = f" ({seen['queued_work_s']:.0f} s of one worker)" if seen.get("queued_work_s") else ""
         tell(
             f"pool {name}: {seen['workers']:.0f} workers ({seen['pending']:.0f} more starting,"
             f" {seen['draining']:.0f} draining), {pool['desired']} wanted{most} ({pool['reason']});"
-            f" {seen['queued_rows']:.0f} rows queued, the oldest for {seconds(seen['oldest_age_s'])}"
+            f" {seen['queued_rows']:.0f} rows queued{work}, the oldest for {seconds(seen['oldest_age_s'])}"
         )
         if (budget := pool.get("budget")) and budget["standing"] != "well":
             held = f"; batches wait until {budget['bulk_held_until']}" if budget["bulk_held_until"] else ""

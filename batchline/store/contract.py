@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
@@ -86,6 +86,8 @@ class WorkerView:
     rows_per_s: float
     instance: str
     """The ledger's name of the machine or process it runs on; empty for one that nobody launched."""
+    speeds: Mapping[str, Speed] = field(default_factory=dict[str, Speed])
+    """As it measured them, by the refs of models that it has served."""
 
 
 @dataclass(frozen=True, slots=True)

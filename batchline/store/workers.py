@@ -31,8 +31,9 @@ WHERE id = %(id)s AND lease_until > now() RETURNING draining
 
 _LIST = """
 SELECT id, host, pid, pool, device, started_at, heartbeat_at, lease_until > now(), draining, models, rows_per_s,
-  instance
-FROM workers WHERE lease_until > now() - interval '1 hour' ORDER BY started_at
+  instance, (SELECT jsonb_object_agg(m.name || '@' || m.version, s.value)
+    FROM jsonb_each(w.speeds) s JOIN models m ON m.id = s.key::int)
+FROM workers w WHERE lease_until > now() - interval '1 hour' ORDER BY started_at
 """
 
 # A worker that had work in one lane tells its speed for both. Slices are a hundred times as fast: that is no online
@@ -107,7 +108,10 @@ class Workers:
         )
 
     def list(self) -> list[WorkerView]:
-        return [WorkerView(*row) for row in self._db.run(_LIST)]
+        return [
+            WorkerView(*about, speeds={ref: Speed(*speed) for ref, speed in (speeds or {}).items()})
+            for *about, speeds in self._db.run(_LIST)
+        ]
 
     def drain_rates(self, lane: Lane) -> dict[str, float]:
         return {pool: float(rate) for pool, rate in self._db.run(_RATES[lane])}

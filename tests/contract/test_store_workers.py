@@ -29,6 +29,16 @@ def test_a_heartbeat_renews_and_reports(store):
     assert view.instance == ""
 
 
+def test_a_view_shows_speeds_by_the_names_of_models(store):
+    """Those it has told with its last beat, and none of a model that is not there."""
+    model = store.catalogue.register_model(stack.a_spec("digits"))
+    worker = stack.a_worker(store)
+    _beat(store, worker, speeds={model: Speed(640.0, 0.0), -1: Speed(1.0, 1.0)})
+    assert [view.speeds for view in store.workers.list()] == [{"digits@1": (640.0, 0.0)}]
+    _beat(store, worker)
+    assert [view.speeds for view in store.workers.list()] == [{}]
+
+
 def test_a_heartbeat_after_the_lease_is_refused(store, database_url):
     """And stays refused: the process must come back under a new id, registering the old one does not help."""
     worker = stack.a_worker(store)

@@ -19,6 +19,7 @@ from autoscaler.simulate import trace
 from batchline.job import Lane
 from batchline.local.servers import PostgresServer, ValkeyServer
 from batchline.store import Store
+from batchline.store.contract import Speed
 from batchline.store.instance_contract import NewInstance, Scaling
 
 SEEN = {"queued_rows": 70.0, "oldest_age_s": 4.0, "workers": 1.0, "pending": 0.0, "draining": 0.0}
@@ -117,17 +118,27 @@ def test_the_example_shows_what_is_answered(api: Running) -> None:
         assert (shown.keys(), shown["pools"]["cpu"].keys()) == (told.keys(), told["pools"]["cpu"].keys())
 
 
+def test_workers_are_told_with_their_speeds(api: Running) -> None:
+    """Rows/s by model and lane; null where a lane of it was never measured."""
+    model = api.store.catalogue.register_model(stack.a_spec("digits"))
+    worker = stack.a_worker(api.store)
+    told = {"lease_s": 30.0, "models": "digits@1", "rows_per_s": 640.0}
+    api.store.workers.heartbeat(worker, **told, speeds={model: Speed(0.0, 5120.0)})
+    (shown,) = api.call("GET", "/v1/workers").json()["data"]
+    assert (shown["rows_per_s"], shown["speeds"]) == (640.0, {"digits@1": {"online": None, "bulk": 5120.0}})
+
+
 def test_status_on_the_command_line(api: Running, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line a pool with the reason, the instances below; old news are said to be old; JSON is the API's answer."""
     monkeypatch.setenv("BATCHLINE_URL", api.url)
     monkeypatch.setenv("BATCHLINE_API_KEY", ALICE)
     code, out, err = run("autoscaler", "status")
     assert (code, out, "no autoscaler has decided anything" in err) == (0, "", True)
-    decide(api.store, 3, "too much to do", ago_s=200.0, **ALLOWED)
+    decide(api.store, 3, "too much to do", ago_s=200.0, queued_work_s=90.0, **ALLOWED)
     api.store.instances.adopt("cpu", "local", None, NewInstance("local-7"))
     code, out, err = run("autoscaler", "status")
     assert code == 0
-    assert "3 wanted of at most 3 (too much to do); 70 rows queued" in out
+    assert "3 wanted of at most 3 (too much to do); 70 rows queued (90 s of one worker)," in out
     assert "local-7" in out
     assert "does the autoscaler still run?" in err
     code, out, _ = run("autoscaler", "status", "--json")
