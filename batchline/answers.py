@@ -10,14 +10,22 @@ from typing import Any
 import msgspec
 
 from batchline import v2_tensors
-from batchline.errors import HTTP_STATUS, BatchlineError, Fault, ModelError, RowError, TimedOutError
+from batchline.errors import (
+    HTTP_STATUS,
+    BatchlineError,
+    Fault,
+    KeyReusedError,
+    ModelError,
+    RowError,
+    TimedOutError,
+)
 from batchline.job import TERMINAL, JobView, Status, show_id
 from batchline.wire import FaultBody, JobBody, Problem, QueuePlace, RowCounts
 
 _BLAMELESS = frozenset({"model_error", "out_of_memory", "internal"})
 """Codes of failed jobs whose rows are not to blame."""
-_V2_STATUS = {422: 400}
-"""The protocol knows 400 for whatever does not fit."""
+_KEY_REUSED = KeyReusedError.code
+"""Under /v2 whatever else does not fit is 400, as the protocol has it."""
 
 
 def status_of(error: BatchlineError) -> int:
@@ -29,7 +37,8 @@ def refusal(path: str, status: int, code: str, detail: str, faults: Sequence[Fau
     """Status and body of an error: `{"error": …}` under /v2, problem details elsewhere."""
     if path == "/v2" or path.startswith("/v2/"):
         told = "; ".join(f"{f.pointer}: {f.detail}" if f.pointer else f.detail for f in faults[:10])
-        return _V2_STATUS.get(status, status), msgspec.json.encode({"error": f"{detail} {told}".strip()})
+        told_as = 400 if status == 422 and code != _KEY_REUSED else status
+        return told_as, msgspec.json.encode({"error": f"{detail} {told}".strip()})
     body = Problem(
         type=f"urn:batchline:error:{code}",
         title=HTTPStatus(status).phrase,

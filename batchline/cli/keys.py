@@ -47,7 +47,7 @@ def list_keys(*, folder: Folder = FOLDER, as_json: Json = False) -> None:
     if as_json:
         from dataclasses import asdict
 
-        tell_json([asdict(key) for key in keys])
+        tell_json([asdict(key) | {"scopes": key.scopes.split()} for key in keys])
         return
     tell_table(
         ["id", "tenant", "name", "scopes", "created", "revoked"],

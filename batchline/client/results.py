@@ -101,6 +101,8 @@ class Model(msgspec.Struct, frozen=True):
     id: str
     versions: tuple[ModelVersion, ...] = ()
     aliases: dict[str, str] = {}
+    traffic: dict[str, object] = {}
+    """Who gets the rows of jobs that name no version: `production`, `canary`, `shadow`."""
 
 
 class ModelPage(msgspec.Struct, frozen=True):

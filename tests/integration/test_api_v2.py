@@ -263,3 +263,13 @@ def test_respond_async_gives_a_job_also_when_it_has_ended(api: Running) -> None:
     again = api.call("POST", "/v2/models/digits/infer", json=good(), headers=headers | {"Prefer": "respond-async"})
     assert (again.status_code, again.json()["status"]) == (202, "succeeded")
     assert again.headers["location"].endswith(ended.json()["parameters"]["job_id"])
+
+
+def test_a_key_used_again_with_another_body_is_422(api: Running) -> None:
+    """As on every other route, in the protocol's shape; what does not fit the model is 400 there."""
+    headers = {"Idempotency-Key": "twice"}
+    assert api.call("POST", "/v2/models/digits/infer", json=good(), headers=headers).status_code == 200
+    other = api.call("POST", "/v2/models/digits/infer", json=good() | {"id": "other"}, headers=headers)
+    assert (other.status_code, other.json().keys()) == (422, {"error"})
+    assert "Idempotency-Key" in other.json()["error"]
+    assert api.call("POST", "/v2/models/digits/infer", json={"inputs": []}).status_code == 400

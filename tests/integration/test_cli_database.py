@@ -39,7 +39,7 @@ def test_a_key_is_made_shown_once_and_revoked(run: Run, store: Store) -> None:
     assert (principal.tenant, principal.scopes) == ("acme", frozenset({"submit"}))
     assert key not in err
     _, listed, _ = run("keys", "list", "--json")
-    assert [(k["name"], k["revoked_at"]) for k in json.loads(listed)] == [("ci", None)]
+    assert [(k["name"], k["scopes"], k["revoked_at"]) for k in json.loads(listed)] == [("ci", ["submit"], None)]
     assert key not in listed
     assert run("keys", "revoke", str(principal.key_id))[0] == 0
     assert store.catalogue.find_key(key) is None
@@ -95,7 +95,7 @@ def test_an_empty_database_is_prepared_by_init(
             assert code == 0
             assert json.loads(out)["admin_key"] is True
         _, listed, _ = run("keys", "list", "--json")
-        assert [(k["name"], k["scopes"]) for k in json.loads(listed)] == [("admin", "admin")]
+        assert [(k["name"], k["scopes"]) for k in json.loads(listed)] == [("admin", ["admin"])]
         assert run("migrate")[0] == 0
 
 
