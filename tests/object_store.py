@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import socket
+import struct
 import threading
 import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from moto.server import ThreadedMotoServer
 
@@ -53,7 +55,17 @@ def object_store() -> Generator[ObjectStore]:
 
 
 Rule = Callable[[str, str], int | str | None]
-"""(method, path) -> a status to answer with, `stall`, `cut` (break off within the body), or None to pass it on."""
+"""(method, path) -> a status to answer with, or None to pass it on, or `stall`, or within the body `cut` or `reset`."""
+
+
+class Passed(NamedTuple):
+    """A request that was passed on."""
+
+    kind: str
+    """GET, HEAD, PUT, POST, DELETE or LIST."""
+    path: str
+    bytes: int
+    """Of its answer's body."""
 
 
 class FaultProxy:
@@ -62,6 +74,12 @@ class FaultProxy:
     def __init__(self, target: str) -> None:
         self.rule: Rule = lambda _method, _path: None
         self.seen: list[tuple[str, str]] = []
+        self.passed: list[Passed] = []
+        self.delay_s = 0.0
+        """Every answer comes later by so much."""
+        self.most_at_once = 0
+        self._now = 0
+        self._lock = threading.Lock()
         self._over = threading.Event()
         proxy = self
 
@@ -72,13 +90,21 @@ class FaultProxy:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 proxy.seen.append((self.command, self.path))
                 fate = proxy.rule(self.command, self.path)
+                with proxy.waiting():
+                    self._meet(fate, body)
+
+            def _meet(self, fate: int | str | None, body: bytes) -> None:
                 if isinstance(fate, int):
                     self._answer(fate, [], b"", 0)
                 elif fate == "stall":
                     proxy._over.wait(30)
                     self.close_connection = True
                 else:
-                    self._forward(body, cut=fate == "cut")
+                    self._forward(body, cut=fate in ("cut", "reset"))
+                    if fate == "reset":
+                        self.wfile.flush()
+                        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                        self.connection.close()
 
             def _forward(self, body: bytes, *, cut: bool) -> None:
                 connection = HTTPConnection(target.removeprefix("http://"))
@@ -86,6 +112,8 @@ class FaultProxy:
                 answer = connection.getresponse()
                 data = answer.read()
                 size = int(answer.headers.get("Content-Length", len(data)))
+                kind = "LIST" if "list-type=" in self.path else self.command
+                proxy.passed.append(Passed(kind, self.path, len(data)))
                 self._answer(answer.status, answer.getheaders(), data[: len(data) // 2] if cut else data, size)
                 connection.close()
                 if cut:
@@ -111,6 +139,25 @@ class FaultProxy:
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
+
+    @contextmanager
+    def waiting(self) -> Generator[None]:
+        """Around one request: counts how many there are at a time, and waits."""
+        with self._lock:
+            self._now += 1
+            self.most_at_once = max(self.most_at_once, self._now)
+        try:
+            if self.delay_s:
+                self._over.wait(self.delay_s)
+            yield
+        finally:
+            with self._lock:
+                self._now -= 1
+
+    def take(self) -> list[Passed]:
+        """What was passed on since this was asked last."""
+        taken, self.passed = self.passed, []
+        return taken
 
     def close(self) -> None:
         self._over.set()

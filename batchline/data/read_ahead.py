@@ -14,7 +14,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 AT_ONCE = 8
 """Requests on their way for one reader."""
-HOLE_BYTES = 256 << 10
+HOLE_BYTES = 64 << 10
 """Bytes that nobody wants are fetched too if there are so few between two wanted ranges: a request costs more."""
 WINDOW_BYTES = 4 << 20
 AHEAD_BYTES = 32 << 20

@@ -13,6 +13,7 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    CredentialRetrievalError,
     NoCredentialsError,
     ParamValidationError,
     PartialCredentialsError,
@@ -29,6 +30,16 @@ CONNECT_S = 5.0
 SILENCE_S = 20.0
 """The longest that S3 may say nothing within one answer."""
 TRIES = 4
+_INVALID = "the server's AWS credentials are not valid"
+_CREDENTIALS = {
+    "ExpiredToken": "the server's AWS credentials have expired",
+    "TokenRefreshRequired": "the server's AWS credentials have expired",
+    "InvalidToken": _INVALID,
+    "InvalidAccessKeyId": _INVALID,
+    "SignatureDoesNotMatch": _INVALID,
+    "RequestTimeTooSkewed": "the server's clock is not S3's",
+}
+"""S3's code -> what it means, for people."""
 FAULTS = (BotoCoreError, ClientError)
 """What a call may raise."""
 
@@ -96,7 +107,11 @@ def _told(
         return refused(f"{uri} may not be {done}: the server has no AWS credentials.")
     if isinstance(e, ParamValidationError):
         return refused(f"{uri} is no name that S3 takes.")
+    if isinstance(e, CredentialRetrievalError):
+        return away(f"{uri} cannot be {done} now: the server's AWS credentials cannot be had.")
     status = status_of(e)
+    if code_of(e) in _CREDENTIALS:
+        return refused(f"{uri} cannot be {done}: {_CREDENTIALS[code_of(e)]}.")
     if status in (301, 307, 400) and code_of(e) in ("PermanentRedirect", "AuthorizationHeaderMalformed"):
         return refused(f"{uri} lies in another region than the server is set to (AWS_REGION).")
     if status in (401, 403):
