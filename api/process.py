@@ -20,13 +20,15 @@ from batchline.errors import BatchlineError
 from batchline.queue.celery_queue import CeleryNudger
 from batchline.queue.hints import Hints
 from batchline.settings import Settings
-from batchline.store import open_store
+from batchline.store import Store, open_store
 from batchline.store.migrations import check
 
 log = logging.getLogger("api")
 
 GRACE_S = 10
 """How long requests in flight may take after SIGTERM."""
+
+_STATEMENT_S = 10.0
 
 _GARBAGE = 10_000
 """Objects that may come up before the collector looks for cycles; requests leave none behind."""
@@ -64,13 +66,22 @@ def serve(api: Api, host: str, port: int) -> Server:
     return Server(config, api)
 
 
+def store_for(settings: Settings) -> Store:
+    """The store of an API process. Its statements are short, and who asked is not kept waiting for longer.
+
+    So a limit that is a third of that of other processes brings it back the sooner from a Postgres that hung.
+    """
+    limit_s = max(_STATEMENT_S, 2 * settings.group_wait_s)
+    return open_store(settings.database_url, connections=settings.connections, statement_timeout_s=limit_s)
+
+
 def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code.
 
     Raises:
         StoreUnavailableError: Postgres does not answer, or its schema is not ours.
     """
-    store = open_store(settings.database_url, connections=settings.connections)
+    store = store_for(settings)
     store.db.ping()
     check(settings.database_url)
     metrics.serve(settings.metrics_port, settings.metrics_host)

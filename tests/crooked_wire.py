@@ -20,6 +20,7 @@ class Wire:
         self._closed = False
         self.refuses = False
         """New connections are taken and closed."""
+        self.refused = 0
         self.cut_at: Callable[[bytes], bool] = lambda _: False
         """Bytes from the client after which, passed on, the connection is cut: their answer never comes."""
         threading.Thread(target=self._accept, daemon=True).start()
@@ -46,6 +47,7 @@ class Wire:
             except OSError:
                 return
             if self.refuses:
+                self.refused += 1
                 client.close()
                 continue
             try:

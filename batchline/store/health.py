@@ -8,6 +8,7 @@ from datetime import datetime
 import msgspec
 import psycopg2
 
+from batchline.errors import StoreUnavailableError
 from batchline.model import ModelSpec
 from batchline.store.catalogue import decoded
 from batchline.store.postgres import Database
@@ -57,8 +58,10 @@ def read_schema(db: Database) -> str | None:
     """
     try:
         rows = db.run("SELECT version_num FROM alembic_version")
-    except psycopg2.errors.UndefinedTable:
-        return None
+    except StoreUnavailableError as e:
+        if isinstance(e.__cause__, psycopg2.errors.UndefinedTable):
+            return None
+        raise
     return str(rows[0][0]) if rows else None
 
 

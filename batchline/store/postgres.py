@@ -24,6 +24,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from batchline.errors import StoreUnavailableError
+from batchline.logs import Outage
 from batchline.store.patience import Patience
 from batchline.store.prepared import UNKNOWN, prepared
 
@@ -34,6 +35,7 @@ Params = Mapping[str, object]
 
 _DEADLOCK, _SERIALIZATION = "40P01", "40001"
 _ReadOnly = psycopg2.errors.ReadOnlySqlTransaction
+_Missing = (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn)
 _Lost = (psycopg2.OperationalError, psycopg2.InterfaceError, _ReadOnly)
 _TRIES = 5
 _GRACE_S = 5.0
@@ -81,6 +83,9 @@ class Database:
 
     def __init__(self, url: str, *, connections: int = 6, statement_timeout_s: float = 30.0) -> None:
         self._prepares = True
+        self._unfit = Outage(
+            log, "the schema lacks what this release needs: run `batchline migrate`", "the schema fits"
+        )
         self._patience = Patience(statement_timeout_s + _GRACE_S)
         driver_url = make_url(url).set(drivername="postgresql+psycopg2")
         self.engine: Engine = create_engine(
@@ -104,7 +109,7 @@ class Database:
             prepare: plan it once a connection; for short statements that run often.
 
         Raises:
-            StoreUnavailableError: Postgres cannot be reached, or gave up on us.
+            StoreUnavailableError: Postgres cannot be reached, gave up on us, or has no such table or column (yet).
             psycopg2.Error: the statement itself is at fault (bad data, a bug).
         """
         return self._repeated(lambda: self._once(sql, params, prepare=prepare), repeat=repeat)
@@ -150,7 +155,12 @@ class Database:
     @contextmanager
     def _connected(self) -> Generator[tuple[psycopg2.extensions.connection, dict[Any, Any]]]:
         """One connection of the pool and its notes."""
-        connection = self.engine.raw_connection()
+        try:
+            connection = self.engine.raw_connection()
+        except (
+            psycopg2.OperationalError
+        ) as e:  # not tried again: it may have taken seconds, in which a claim was held up
+            raise _unanswered(e) from e
         driver = cast("psycopg2.extensions.connection", connection.driver_connection)
         self._patience.begin(driver)
         try:
@@ -180,17 +190,20 @@ class Database:
     def _repeated(self, work: Callable[[], T], *, repeat: bool) -> T:
         for attempt in range(1, _TRIES + 1):
             try:
-                return work()
+                answer = work()
+            except _Missing as e:
+                self._unfit.fails(error=_short(e))
+                raise StoreUnavailableError("The database is not ready; try again.", retry_after_s=5.0) from e
             except (*_Lost, DBAPIError, PoolTimeoutError) as e:
                 cause = e.orig if isinstance(e, DBAPIError) else e
                 if _may_repeat(cause, repeat=repeat, attempt=attempt):
                     time.sleep(random.uniform(0.0, 0.02) * attempt)
                     continue
                 if isinstance(cause, psycopg2.Error | PoolTimeoutError):
-                    # Clients read the message: where the database stands is for the log.
-                    log.warning("postgres did not answer", extra={"error": _short(cause)})
-                    raise StoreUnavailableError("Postgres did not answer; try again.") from e
+                    raise _unanswered(cause) from e
                 raise
+            self._unfit.well()
+            return answer
         raise AssertionError("unreachable")
 
     def ping(self) -> None:
@@ -200,6 +213,12 @@ class Database:
     def close(self) -> None:
         self._patience.close()
         self.engine.dispose()
+
+
+def _unanswered(error: BaseException) -> StoreUnavailableError:
+    """Clients read the message: where the database stands is for the log."""
+    log.warning("postgres did not answer", extra={"error": _short(error)})
+    return StoreUnavailableError("Postgres did not answer; try again.")
 
 
 def _may_repeat(error: BaseException | None, *, repeat: bool, attempt: int) -> bool:

@@ -91,6 +91,36 @@ def test_a_connection_that_leads_nowhere_is_cut(database_url: str, wire: Wire, m
     db.close()
 
 
+def test_a_connection_that_cannot_be_had_is_tried_once(database_url: str, wire: Wire) -> None:
+    """Each try may take seconds, and whoever waits holds a thread of the worker or of the API."""
+    db = Database(through(wire, database_url), connections=1)
+    wire.refuses = True
+    with pytest.raises(StoreUnavailableError):
+        db.run("SELECT 1")
+    assert wire.refused == 1
+    wire.refuses = False
+    db.run("SELECT 1")
+    wire.cut()
+    assert db.run("SELECT 2") == [(2,)]
+    db.close()
+
+
+def test_a_table_that_is_missing_is_no_bug(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The schema is being migrated, or restored, or was forgotten: unavailable, and the log says what to do, once."""
+    db = Database(database_url, connections=1)
+    db.run("ALTER TABLE jobs RENAME TO jobs_")
+    for statement in ("SELECT FROM jobs", "SELECT nix FROM models", "SELECT FROM jobs"):
+        with pytest.raises(StoreUnavailableError):
+            db.run(statement)
+    with pytest.raises(StoreUnavailableError):
+        db.transact(lambda transaction: transaction.run("SELECT FROM jobs"))
+    assert ["batchline migrate" in r.message for r in caplog.records] == [True]
+    assert "jobs" in caplog.records[0].__dict__["error"]
+    db.run("ALTER TABLE jobs_ RENAME TO jobs")
+    assert db.run("SELECT count(*) FROM jobs") == [(0,)]
+    db.close()
+
+
 def test_an_answer_that_takes_its_time_is_waited_for(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit is one of silence: each statement of a transaction has it anew, and the server's timeout is first."""
     monkeypatch.setattr(postgres, "_GRACE_S", 0.1)

@@ -24,11 +24,13 @@ import stack
 from api_server import ALICE, BOB, ROW
 from system import until
 
+from api.process import store_for
 from batchline.clock import SystemClock
 from batchline.local.server import free_port
 from batchline.local.servers import PostgresServer
 from batchline.queue.celery_queue import CeleryNudger
 from batchline.queue.hints import Hints
+from batchline.settings import Settings
 from batchline.store.jobs import Jobs
 from batchline.store.migrations import migrate
 from batchline.testing import ephemeral_postgres
@@ -111,6 +113,35 @@ def test_an_absent_postgres_is_503_and_its_return_is_noticed(own_postgres: Postg
         deadline = time.monotonic() + 20
         while api.submit().status_code != 202 or api.call("GET", "/readyz").status_code != 200:
             assert time.monotonic() < deadline
+
+
+def test_missing_tables_are_503_with_a_time_to_come_back(
+    database_url: str, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before a migration, or while a backup is read in: submits, reads and lists; the log says what to do."""
+    with api_server.running_api(database_url, redis_url) as api:
+        job_id = api.submit().json()["id"]
+        stack.query(database_url, "ALTER TABLE jobs RENAME TO jobs_")
+        for answer in (
+            api.submit(),
+            api.call("GET", f"/v1/jobs/{job_id}"),
+            api.call("GET", "/v1/jobs"),
+            api.call("POST", f"/v1/jobs/{job_id}/cancel"),
+        ):
+            assert answer.status_code == 503
+            assert int(answer.headers["retry-after"]) >= 1
+        assert any("run `batchline migrate`" in r.message for r in caplog.records)
+        stack.query(database_url, "ALTER TABLE jobs_ RENAME TO jobs")
+        assert api.submit().status_code == 202
+
+
+def test_a_process_has_a_short_limit_for_its_statements(database_url: str) -> None:
+    """It comes back from a Postgres that hung a third as late as the others; a longer wait of submits raises it."""
+    for wait_s, limit in ((2.0, "10s"), (20.0, "40s")):
+        store = store_for(Settings(database_url=database_url, redis_url="", group_wait_s=wait_s))
+        assert store.db.run("SHOW statement_timeout") == [(limit,)]
+        assert store.db._patience._limit_s == float(limit[:-1]) + 5
+        store.close()
 
 
 def test_a_schema_that_changes_under_us_is_not_ready(database_url: str) -> None:
