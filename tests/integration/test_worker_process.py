@@ -98,11 +98,17 @@ def test_models_that_appear_in_the_repository_are_registered_and_bad_ones_are_na
 
 
 def test_without_redis_work_is_done_and_sigterm_still_ends_it(rig: Rig, worker: Worker) -> None:
-    """A broker that never answers slows the start of work to the idle poll, and the end not at all."""
+    """A broker that never answers slows the start of work to the idle poll, and the end not at all.
+
+    How fast the worker does its model is told with the next heartbeat.
+    """
     model = rig.add("double", small_models.double(rig.repository / "source.onnx"))
     jobs = [rig.pixels(model, [i, i]) for i in range(200)]
     worker.start(PRODUCT, REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
     until(lambda: set(rig.statuses(jobs)) == {"succeeded"}, worker)
+    until(lambda: [w for w in live(rig) if w.speeds], worker)
+    ((ref, speed),) = live(rig)[0].speeds.items()
+    assert (ref, speed.online > 0, speed.bulk) == ("double@1", True, 0.0)
     began = time.monotonic()
     worker.end(signal.SIGTERM)
     assert time.monotonic() - began < 10
