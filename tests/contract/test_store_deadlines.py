@@ -177,6 +177,7 @@ def test_two_leaders_move_each_slice_once_and_wait_for_nobody(store, database_ur
         assert len(found) == 2
         moved = sum(found) + store.deadlines.expedite([Pick(model, SOON, MOST)])
         assert moved == 195
+        cursor.execute("ROLLBACK")
     assert store.deadlines.expedite([Pick(model, SOON, MOST)]) == 5
     for each in stores:
         each.close()
