@@ -20,6 +20,7 @@ from batchline.cli import (
     init,
     jobs,
     keys,
+    load,
     models,
     operate,
     processes,
@@ -52,7 +53,7 @@ def _options(*, version: _Version = False) -> None: ...
 for _command in (
     *(stack.up, stack.down, stack.status, doctor.doctor),
     *(jobs.submit, jobs.wait, jobs.jobs, jobs.cancel),
-    *(operate.workers, costs.costs, init.migrate),
+    *(operate.workers, costs.costs, init.migrate, load.load),
     *(processes.api, processes.worker, processes.scheduler),
 ):
     app.command()(_command)

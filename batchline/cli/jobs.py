@@ -40,7 +40,7 @@ def submit(
     batchline submit digits --rows '[[0, 5, ...]]' --wait
     """
     name, _, version = model.partition("@")
-    inputs = _read_rows(rows)
+    inputs = read_rows(rows)
     with open_client() as client:
         job = client.submit(
             name, inputs, version=version or None, priority=priority, ttl_s=ttl_s, idempotency_key=idempotency_key
@@ -53,7 +53,8 @@ def submit(
     _exit(done)
 
 
-def _read_rows(text: str) -> list[object]:
+def read_rows(text: str) -> list[object]:
+    """The rows of --rows, from stdin if it is `-`."""
     import msgspec
 
     try:

@@ -142,6 +142,32 @@ def test_a_real_workers_time_is_priced_and_told_by_the_command(system: System, r
     assert run("costs", "--job", "job_none")[0] == 1
 
 
+def test_load_measures_what_clients_wait_for(run: Run) -> None:
+    """Every job counts once; a table for people, one document for programs."""
+    arguments = ("load", "double", "--rows", "[[1, 2], [3, 4]]", "--clients", "3", "--seconds", "0.5")
+    code, out, _ = run(*arguments, "--json")
+    told = json.loads(out)
+    assert (code, told["faults"], told["clients"]) == (0, {}, 3)
+    assert told["jobs"] >= 3
+    assert told["rows_per_s"] == pytest.approx(2 * told["jobs_per_s"], abs=0.2)
+    assert 0 < told["p50_ms"] <= told["p95_ms"] <= told["p99_ms"] <= told["max_ms"]
+    found = json.loads(run("jobs", "--model", "double", "--limit", "1", "--json")[1])[0]
+    assert (found["status"], found["rows"]) == ("succeeded", 2)
+    code, out, _ = run(*arguments)
+    assert (code, "p99_ms\t" in out) == (0, True)
+
+
+def test_load_of_jobs_that_fail_says_why_and_is_1(run: Run) -> None:
+    """Rows that fail are counted by status; what is refused ends each client at once."""
+    code, out, err = run("load", "pick", "--rows", "[99]", "--clients", "2", "--seconds", "0.3", "--json")
+    assert (code, json.loads(out)["jobs"], json.loads(out)["p50_ms"]) == (1, 0, None)
+    assert list(json.loads(out)["faults"]) == ["failed"]
+    assert "jobs: failed" in err
+    code, out, _ = run("load", "nosuch", "--rows", "[[1, 2]]", "--clients", "2", "--seconds", "30", "--json")
+    assert (code, json.loads(out)["faults"]) == (1, {"not_found": 2})
+    assert run("load", "double", "--rows", "1")[0] == 2
+
+
 def test_a_wrong_key_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """401 in words, and doctor says where a key comes from."""
     monkeypatch.setenv("BATCHLINE_API_KEY", "blk_wrong")
