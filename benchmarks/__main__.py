@@ -14,6 +14,7 @@ from benchmarks import (
     batch_parquet,
     batch_postgres,
     batch_rss,
+    batch_s3,
     batch_sql,
     batch_workers,
     latency,
@@ -42,6 +43,7 @@ JOBS = {
 }
 BATCHES = {
     "batch_parquet": batch_parquet,
+    "batch_s3": batch_s3,
     "batch_postgres": batch_postgres,
     "batch_sql": batch_sql,
     "batch_workers": batch_workers,
