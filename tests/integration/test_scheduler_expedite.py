@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import random
+import sys
 import time
 import types
 import uuid
@@ -13,6 +14,7 @@ from typing import Any
 import batch_stack
 import pytest
 import stack
+from system import Part, until
 
 from batchline.batch import Piece
 from batchline.job import Lane
@@ -202,3 +204,16 @@ def test_batches_with_slack_and_paused_ones_are_left_alone(pool):
     pool.now -= 14 * HOUR
     assert pool.store.batches.resume(stack.TENANT, paused)
     assert pool.chore.step() == 4
+
+
+def test_the_leader_does_it(pool, database_url, redis_url, tmp_path):
+    """A scheduler on its own moves what is near, by the clock of Postgres."""
+    pool.batch("dated", 1, 10, due_h=0.5)
+    env = {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "BATCHLINE_METRICS_PORT": "0"}
+    scheduler = Part("scheduler", [sys.executable, "-P", "-m", "scheduler"], env, tmp_path / "scheduler.log")
+    scheduler.start()
+    try:
+        moved = "SELECT 1 FROM jobs WHERE rank < 1000000000000000"
+        until(lambda: stack.query(database_url, moved), within_s=60, what="slices moved", logs=scheduler.log)
+    finally:
+        scheduler.stop()
