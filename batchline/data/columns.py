@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from batchline.batch import BatchFault, DataSet
 from batchline.data import column_arrays
 from batchline.data.column_arrays import Array, Column, Faults, is_text, leaf_fits, list_fits, plain_type
-from batchline.data.contract import MAYBE_NUMBERS, ROW, UNTYPED, Rows, marked
+from batchline.data.contract import FROM_PATH, MAYBE_NUMBERS, ROW, UNTYPED, Rows, marked
 from batchline.errors import Fault, InvalidRequestError, SourceError
 from batchline.model import ModelSpec, TensorSpec
 
@@ -235,6 +235,7 @@ class _Choice:
         """Columns of text that numbers are read from."""
         self.untyped = {field.name for field in schema if marked(field, UNTYPED)}
         """Columns that can be had as text, whatever their type."""
+        self._in_path = {field.name for field in schema if marked(field, FROM_PATH)}
         self.passed = self._passed_through(data)
         if self.faults:
             return
@@ -284,7 +285,8 @@ class _Choice:
 
     def _choose(self, given: Sequence[str] | None) -> None:
         inputs = self._spec.inputs
-        others = [name for name in self._types if name not in self.passed and not _PANDAS_INDEX.fullmatch(name)]
+        unmeant = {name for name in self._types if _PANDAS_INDEX.fullmatch(name)} | self._in_path
+        others = [name for name in self._types if name not in self.passed and name not in unmeant]
         rest = others if given is None else list(given)
         if self._spec.text is not None:
             self._choose_text(rest, given)

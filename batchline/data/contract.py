@@ -24,6 +24,9 @@ MAYBE_NUMBERS: dict[bytes | str, bytes | str] = {b"batchline": b"maybe numbers"}
 UNTYPED: dict[bytes | str, bytes | str] = {b"batchline untyped": b"text"}
 """Metadata of a field whose type is a guess: `Source.read` gives it as text, as it stands in the file, if told so."""
 
+FROM_PATH: dict[bytes | str, bytes | str] = {b"batchline path": b"hive"}
+"""Metadata of a field that stands in the paths of files and not in them: it is read only where it is named."""
+
 
 def marked(field: pa.Field[Any], mark: Mapping[bytes | str, bytes | str]) -> bool:
     """Whether a field has one of the marks above."""

@@ -9,8 +9,8 @@ from typing import Protocol
 import pyarrow as pa
 
 from batchline.batch import Piece
-from batchline.data import csv_files, jsonl_files, parquet_files
-from batchline.data.contract import Rows, typeless
+from batchline.data import csv_files, jsonl_files, parquet_files, path_columns
+from batchline.data.contract import FROM_PATH, Rows, marked, typeless
 from batchline.data.local_place import changed
 from batchline.data.places import BLOB, Listed, OpenFile, Place
 from batchline.data.read_ahead import mapped
@@ -69,7 +69,7 @@ class FilesSource:
                 file.close()
             check_names(found, file.uri)
             if not typeless(found):
-                return found
+                return found if self._blobs else path_columns.beside(found, listed.uri)
             first = first or found
         if first is None:
             raise SourceError(f"{self._shown(self._uri)}: there is no such file.")
@@ -98,6 +98,24 @@ class FilesSource:
 
     def read(
         self, piece: Piece, columns: Sequence[str] | None, *, batch_rows: int, texts: Collection[str] = ()
+    ) -> Iterator[Rows]:
+        in_path = {f.name for f in self._schema or () if marked(f, FROM_PATH)}
+        names = [f.name for f in self._schema] if columns is None and self._schema and in_path else columns
+        if names is None or in_path.isdisjoint(names):
+            yield from self._read(piece, names, batch_rows, texts)
+            return
+        found = path_columns.values(piece.uri)
+        if missing := [name for name in names if name in in_path and name not in found]:
+            raise SourceError(f"{piece.uri}: its path has no folder {missing[0]}=…, unlike the first file's.")
+        # one of the file's own columns at least, which tells the number of rows
+        own = [n for n in names if n not in in_path] or [f.name for f in self._schema or () if f.name not in in_path][
+            :1
+        ]
+        for rows in self._read(piece, own, batch_rows, texts):
+            yield path_columns.with_values(rows, {name: found[name] for name in in_path.intersection(names)}, names)
+
+    def _read(
+        self, piece: Piece, columns: Sequence[str] | None, batch_rows: int, texts: Collection[str]
     ) -> Iterator[Rows]:
         # a blob is asked for: that it has gone is told in other words than that it has changed
         file = self._open(Listed(self._real(piece.uri), None if self._blobs else piece.version))

@@ -221,7 +221,7 @@ def test_values_without_counterpart_name_their_column(database_url: str, column:
         ({"table": "nothing"}, "no such table"),
         ({"key": "nope"}, "no column 'nope'"),
         ({"key": "age"}, "cannot be cut by 'age', which is double precision"),
-        ({"table": "a.b.c"}, "is no table"),
+        ({"table": "a.b.c"}, "must be the name of a table"),
         ({"table": "pg_catalog.pg_authid", "key": "oid"}, "belongs to the database system"),
         ({"table": "pg_authid", "key": "oid"}, "belongs to the database system"),
         ({"key": None}, "needs a key"),
