@@ -134,6 +134,24 @@ def test_the_earlier_of_ttl_and_deadline_counts(api: Running) -> None:
     assert (past.status_code, past.json()["errors"][0]["pointer"]) == (422, "/deadline")
 
 
+def test_what_becomes_of_a_deadline(api: Running, valkey: ValkeyServer) -> None:
+    """In time: not missed. Ended later: `deadline_missed`. Still queued then: expired, without outputs."""
+    with api_server.fake_worker(api, valkey.url):
+        done = api.submit(ttl_s=3600, headers={"Prefer": "wait=20"}).json()
+    assert (done["status"], done["deadline_missed"]) == ("succeeded", False)
+    mine = {"id": parse_id(done["id"])}
+    api.store.db.run("UPDATE jobs SET deadline_at = finished_at - interval '1 ms' WHERE id = %(id)s", mine)
+    late = api.call("GET", f"/v1/jobs/{done['id']}").json()
+    assert (late["status"], late["deadline_missed"]) == ("succeeded", True)
+    queued = api.submit(ttl_s=3600).json()
+    mine = {"id": parse_id(queued["id"])}
+    api.store.db.run("UPDATE jobs SET deadline_at = now() - interval '1 ms' WHERE id = %(id)s", mine)
+    api.store.chores.expire()
+    told = api.call("GET", f"/v1/jobs/{queued['id']}", headers={"Prefer": "wait=5"}).json()
+    assert (told["status"], told["outputs"], told["deadline_missed"]) == ("expired", None, False)
+    assert told["row_counts"] == {"total": 1, "succeeded": 0, "failed": 0}
+
+
 def test_idempotency_in_its_four_cases(api: Running) -> None:
     """Same key and body: the first job. Other body: 422. Other tenant: another job. At once: one job."""
     headers = {"Idempotency-Key": "k-1"}
