@@ -6,7 +6,9 @@ finds the rows at fault and leaves the others as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+import re
+from collections.abc import Collection, Iterator, Sequence
 from typing import IO, Any, cast
 
 import orjson
@@ -14,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
 
-from batchline.data.contract import Rows
+from batchline.data.contract import MAYBE_NUMBERS, Rows, marked
 from batchline.data.places import OpenFile
 from batchline.data.remembered import Remembered
 from batchline.data.text_blocks import HEAD_BYTES, Block, behind, blocks, chunks, head
@@ -25,6 +27,7 @@ from batchline.errors import SourceError
 BARE = "value"
 """The column of lines that are no objects."""
 _HEAD_ROWS = 2000
+_MANY_DIGITS = re.compile(rb"[0-9]{19}")
 
 Span = tuple[object, ...]
 
@@ -56,14 +59,38 @@ def _look(file: OpenFile) -> tuple[pa.Schema, bool]:
         bare = not isinstance(row, dict) if bare is None else bare
         if bare is isinstance(row, dict):
             continue
-        named = cast("dict[str, Any]", row) if isinstance(row, dict) else {BARE: row}
+        named = _exact(line, cast("dict[str, Any]", row)) if isinstance(row, dict) else {BARE: row}
         for name, value in named.items():
             columns.setdefault(name, []).append(value)
     if lines and (not columns or _is_array(lines[0], columns)):
         whole = " It looks like one JSON array: write each of its rows on a line of its own, without commas between."
         told = whole if lines[0].lstrip().startswith(b"[") else ""
         raise SourceError(f"{file.uri}: not one of the first {len(lines)} lines is a JSON object.{told}")
-    return pa.schema([(name, _type(values)) for name, values in columns.items()]), bool(bare)
+    return pa.schema([_field(name, values) for name, values in columns.items()]), bool(bare)
+
+
+def _exact(line: bytes, row: dict[str, Any]) -> dict[str, Any]:
+    """The row with its whole numbers beyond 64 bits as they stand, which orjson makes floats."""
+    if not _MANY_DIGITS.search(line):
+        return row
+    try:
+        exact = json.loads(line)
+    except (ValueError, RecursionError):  # thousands of digits
+        return row
+    return row | {name: value for name, value in exact.items() if _is_beyond(value)}
+
+
+def _is_beyond(value: object) -> bool:
+    return isinstance(value, int) and not -(2**63) <= value < 2**64
+
+
+def _field(name: str, values: list[Any]) -> pa.Field[Any]:
+    """Whole numbers, some beyond 64 bits, are text of their digits that numbers may be read from."""
+    if any(_is_beyond(value) for value in values):
+        if all(value is None or type(value) is int for value in values):
+            return pa.field(name, pa.string(), metadata=MAYBE_NUMBERS)
+        values = [float(value) if _is_beyond(value) else value for value in values]
+    return pa.field(name, _type(values))
 
 
 def _is_array(line: bytes, columns: dict[str, list[Any]]) -> bool:
@@ -84,9 +111,11 @@ def read(file: OpenFile, span: Span, rows: int, columns: Sequence[str] | None, b
     found, bare = _looked(file)
     types = {field.name: field.type for field in found}
     wanted = list(types) if columns is None else list(columns)
+    digits = {field.name for field in found if marked(field, MAYBE_NUMBERS)}.intersection(wanted)
     for block in raw_blocks(file, span):
-        fast = None if bare else _fast(block, wanted, types)
-        yield from cut(Rows(fast) if fast is not None else _careful(block, wanted, types, bare=bare), batch_rows)
+        fast = None if bare or digits else _fast(block, wanted, types)
+        rows = Rows(fast) if fast is not None else _careful(block, wanted, types, bare=bare, digits=digits)
+        yield from cut(rows, batch_rows)
 
 
 def raw_blocks(file: OpenFile, span: Span) -> Iterator[Block]:
@@ -152,7 +181,9 @@ def _is_utf8(data: bytes) -> bool:
     return True
 
 
-def _careful(block: Block, wanted: list[str], types: dict[str, pa.DataType], *, bare: bool) -> Rows:
+def _careful(
+    block: Block, wanted: list[str], types: dict[str, pa.DataType], *, bare: bool, digits: Collection[str]
+) -> Rows:
     faults: dict[int, str] = {}
     values: dict[str, list[Any]] = {name: [] for name in wanted}
     for at, line in enumerate(_lines(block.data)):
@@ -161,6 +192,7 @@ def _careful(block: Block, wanted: list[str], types: dict[str, pa.DataType], *, 
             got = orjson.loads(line)
             if isinstance(got, dict) and not bare:
                 row = cast("dict[str, Any]", got)
+                row = {**row, **_digits(line, row, digits)} if digits else row
             elif bare and not isinstance(got, dict):
                 row = {BARE: got}
             else:
@@ -174,7 +206,17 @@ def _careful(block: Block, wanted: list[str], types: dict[str, pa.DataType], *, 
         for name, column in values.items():
             column.append(row.get(name))
     arrays = [column_of(name, values[name], types.get(name), faults) for name in wanted]
-    return Rows(pa.RecordBatch.from_arrays(arrays, names=wanted), faults)
+    fields = [
+        pa.field(name, array.type, metadata=MAYBE_NUMBERS if name in digits else None)
+        for name, array in zip(wanted, arrays, strict=True)
+    ]
+    return Rows(pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields)), faults)
+
+
+def _digits(line: bytes, row: dict[str, Any], names: Collection[str]) -> dict[str, str]:
+    """The numbers of these columns as texts."""
+    exact = _exact(line, row)
+    return {name: str(exact[name]) for name in names if type(exact.get(name)) in (int, float)}
 
 
 def column_of(name: str, values: list[Any], wanted: pa.DataType | None, faults: dict[int, str]) -> pa.Array[Any]:
