@@ -1,0 +1,38 @@
+"""Footers of Parquet files are gone with the reader that needed them."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchline.data import parquet_files
+from batchline.data.local_place import LocalPlace
+
+
+@contextmanager
+def _no_collector() -> Generator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def test_no_footer_waits_for_a_full_collection(tmp_path: Path) -> None:
+    """A file of thousands of row groups has a footer of many MiB: slices that have been read leave none behind each."""
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"id": range(100), "x": [0.5] * 100}), path, row_group_size=10)
+    file = LocalPlace((str(tmp_path),), hidden=None).open(path.as_uri())
+    with _no_collector():
+        for group in range(10):
+            batches = parquet_files.read(file, (group, group + 1, 0, 10), 10, ["x"], 4)
+            assert sum(rows.batch.num_rows for rows in batches) == 10
+        left = [o for o in gc.get_objects() if isinstance(o, pq.FileMetaData)]
+    file.close()
+    assert len(left) <= 1
