@@ -174,7 +174,8 @@ class BatchRoutes:
         if view.status not in BATCH_TERMINAL:
             raise AlreadyEndedError(f"Cannot retry a batch with status '{view.status.value}': it has not ended.")
         counts = view.counts
-        if not counts.failed + counts.cancelled + counts.expired:
+        was_cut = view.in_progress_at is not None
+        if was_cut and not counts.failed + counts.cancelled + counts.expired:
             raise AlreadyEndedError("There is nothing to retry: no row of this batch failed or was left undone.")
         if view.results_pruned or await self._is_input_gone(view):
             raise ResultExpiredError("What this batch was made of has been deleted; submit it anew.")

@@ -137,7 +137,8 @@ DATA_OPERATIONS = (
     _batch_move("resume", "Resume a batch", "The inverse of pause."),
     _batch_move(
         "retry", "Do again what a batch left undone",
-        "A new batch with `parent_id`, of the rows that failed, were cancelled or expired.", 400, 410, 422,
+        "A new batch with `parent_id`, of the rows that failed, were cancelled or expired; of all rows if the batch"
+        " never began, as when its file came late.", 400, 410, 422,
     ),
 )  # fmt: skip
 

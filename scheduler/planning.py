@@ -110,7 +110,8 @@ class Planner:
         source = self._doors.source(wanted)
         schema = self._doors.fitted(wanted, record.spec, source.schema())
         self._doors.sink(batch, wanted).check(schema)
-        if batch.parent_id is None:
+        parent = self._parent(batch)
+        if parent is None:
             groups = put_together(
                 _while_held(lease, source.pieces(self._settings.slice_rows)), self._settings.slice_rows
             )
@@ -118,17 +119,18 @@ class Planner:
         else:
             # A parent that would have replaced a table and did not leaves nothing behind.
             every_row = wanted.output.mode == "replace"
-            slices = list(slices_again(batch.id, self._parents(batch), self._pace(batch, record), every_row=every_row))
+            left = self._slices(parent)
+            slices = list(slices_again(batch.id, left, self._pace(batch, record), every_row=every_row))
         types = {field.name: str(field.type) for field in schema}
         return record, slices, _note(slices, types, record)
 
     def _requests(self, lease: Lease) -> tuple[ModelRecord, list[NewSlice], PlanNote]:
         batch = lease.batch
         wanted = msgspec.json.decode(batch.body, type=Requests)
-        if batch.parent_id is not None:
-            parent = self._store.batches.read(batch.parent_id)
-            record = self._finds.model((parent and parent.model) or "", parent and parent.version)
-            slices = list(slices_again(batch.id, self._parents(batch), self._pace(batch, record)))
+        parent = self._parent(batch)
+        if parent is not None:
+            record = self._finds.model(parent.model or "", parent.version)
+            slices = list(slices_again(batch.id, self._slices(parent), self._pace(batch, record)))
             return record, slices, _note(slices, {}, record)
         with self._doors.blobs.open(wanted.file) as file:
             checked = request_lines.check(
@@ -168,13 +170,27 @@ class Planner:
         row_s = sharing / min(max(rate, least), _MAX_RATE)
         return Pace(self._store.schedules.now().timestamp(), row_s, batch.priority, deadline)
 
-    def _parents(self, batch: BatchView) -> Iterator[SliceView]:
-        """The slices of the parent, page by page."""
-        parent = self._store.batches.read(batch.parent_id) if batch.parent_id else None
-        if parent is None or parent.results_pruned:
-            raise SourceError("What the batch before has left undone is not known any more: submit the data set again.")
+    def _parent(self, batch: BatchView) -> BatchView | None:
+        """The nearest batch before it that was cut into slices; None: none was, and it has all rows to do.
+
+        Raises:
+            SourceError: there was one, and it is not known any more.
+        """
+        while batch.parent_id is not None:
+            parent = self._store.batches.read(batch.parent_id)
+            if parent is None or parent.results_pruned:
+                raise SourceError(
+                    "What the batch before has left undone is not known any more: submit the data set again."
+                )
+            if parent.in_progress_at is not None:
+                return parent
+            batch = parent
+        return None
+
+    def _slices(self, batch: BatchView) -> Iterator[SliceView]:
+        """The slices of a batch, page by page."""
         after = -1
-        while page := self._store.batches.slices(parent.id, after=after, limit=_PAGE):
+        while page := self._store.batches.slices(batch.id, after=after, limit=_PAGE):
             yield from page
             after = page[-1].number
 

@@ -14,7 +14,7 @@ import pytest
 import stack
 from api_server import BOB, READER, ROW, SUBMITTER, Running
 
-from batchline.batch import BatchStatus, DataSet, parse_batch_id, parse_file_id
+from batchline.batch import BatchFault, BatchStatus, DataSet, parse_batch_id, parse_file_id
 from batchline.job import Lane
 from batchline.local.servers import PostgresServer, ValkeyServer
 from batchline.store.batch_contract import Chunk
@@ -287,6 +287,16 @@ def test_retry_is_a_child_of_what_was_left(api: Running) -> None:
     view = api.store.batches.read(parse_batch_id(child["id"]))
     assert view is not None
     assert msgspec.json.decode(view.body, type=DataSet).input.table == "users"
+
+
+def test_a_batch_that_never_began_is_retried_as_a_whole(api: Running) -> None:
+    """It has no row that failed, and all of them are undone: a file that came late, a place that did not answer."""
+    batch_id = create(api).json()["id"]
+    while (found := api.store.batches.take_to_plan(batch_stack.HOLDER, lease_s=30.0)) is not None:
+        api.store.batches.refuse(batch_stack.HOLDER, found.id, [BatchFault("source_error", "There is no file.")])
+    assert api.call("GET", f"/v1/batches/{batch_id}").json()["status"] == "failed"
+    child = move(api, batch_id, "retry").json()
+    assert (child["parent_id"], child["status"]) == (batch_id, "validating")
 
 
 def test_nothing_to_retry_is_409_and_a_deleted_input_410(api: Running) -> None:

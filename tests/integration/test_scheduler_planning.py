@@ -168,6 +168,21 @@ def test_an_unknown_model_is_named_with_its_first_line(rig):
     assert [(f["line"], f["code"]) for f in rig.faults(batch)] == [(1, "model_not_found")]
 
 
+def test_a_child_of_what_was_never_cut_has_all_rows(rig):
+    """The file came late: the retry reads it; so does the retry of a retry."""
+    rig.model()
+    uri = f"file://{rig.folder}/late.jsonl"
+    parent = rig.batch(uri)
+    rig.planner.station().step()
+    child = rig.batch(uri, parent_id=parent)
+    rig.planner.station().step()
+    assert (rig.read(parent).status, rig.read(child).status) == ("failed", "failed")
+    rig.rows("late.jsonl", 25)
+    grandchild = rig.batch(uri, parent_id=child)
+    rig.planner.station().step()
+    assert (rig.read(grandchild).status, rig.read(grandchild).counts.queued) == ("in_progress", 25)
+
+
 def test_a_child_gets_what_its_parent_has_left_undone(rig):
     """Pieces and row numbers are the parent's."""
     rig.model()
