@@ -350,7 +350,7 @@ class SliceRunner:
         budget = self._settings.max_failures
         if isinstance(error, SourceError | SinkError):
             budget = 1
-        elif isinstance(error, SourceUnavailableError | SinkUnavailableError):
+        elif isinstance(error, SourceUnavailableError | SinkUnavailableError | StoreUnavailableError):
             budget = max(budget, _PLACE_FAILURES)
         if isinstance(error, BatchlineError):
             code, message = error.code, error.detail

@@ -36,7 +36,9 @@ Params = Mapping[str, object]
 _DEADLOCK, _SERIALIZATION = "40P01", "40001"
 _ReadOnly = psycopg2.errors.ReadOnlySqlTransaction
 _Missing = (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn)
-_Lost = (psycopg2.OperationalError, psycopg2.InterfaceError, _ReadOnly)
+_Meddled = (psycopg2.errors.InsufficientPrivilege, psycopg2.errors.InternalError_)
+"""What others do to a table meanwhile: its rights are taken away, it is being rebuilt. It passes."""
+_Lost = (psycopg2.OperationalError, psycopg2.InterfaceError, _ReadOnly, *_Meddled)
 _TRIES = 5
 _GRACE_S = 5.0
 """After its own timeout the server has so long to say so."""

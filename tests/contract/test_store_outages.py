@@ -121,6 +121,22 @@ def test_a_table_that_is_missing_is_no_bug(database_url: str, caplog: pytest.Log
     db.close()
 
 
+def test_a_table_that_somebody_else_meddles_with_is_no_bug(database_url: str) -> None:
+    """Rights that were taken away, and what a rebuilt table answers: unavailable, and the connection is kept."""
+    db = Database(database_url, connections=1)
+    pid = db.run("SELECT pg_backend_pid()")
+    db.run("SET ROLE pg_monitor")
+    with pytest.raises(StoreUnavailableError):
+        db.run("SELECT FROM jobs")
+    with pytest.raises(StoreUnavailableError):
+        db.transact(lambda transaction: transaction.run("SELECT FROM jobs"))
+    db.run("RESET ROLE")
+    with pytest.raises(StoreUnavailableError):
+        db.run("DO $$ BEGIN RAISE EXCEPTION 'could not open relation' USING ERRCODE = 'XX000'; END $$")
+    assert db.run("SELECT pg_backend_pid()") == pid
+    db.close()
+
+
 def test_an_answer_that_takes_its_time_is_waited_for(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit is one of silence: each statement of a transaction has it anew, and the server's timeout is first."""
     monkeypatch.setattr(postgres, "_GRACE_S", 0.1)

@@ -352,3 +352,23 @@ def test_a_sink_that_does_not_answer_is_tried_again_later(rig: Rig, batch: Batch
     assert batch.counts().succeeded == 100
     read = b"".join(rig.store.results.read(batch.id, after=-1, limit=1000))
     assert [json.loads(line)["row"] for line in read.splitlines()] == list(range(100))
+
+
+def test_a_store_that_fails_under_a_slice_is_no_fault_of_the_slice(
+    store: Store, redis_url: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Somebody locks a table of batches, or takes away its rights, while all else in Postgres goes on: the slice is
+    queued behind a wait, though its own budget would be spent."""
+    from batchline.errors import StoreUnavailableError
+
+    def locked(*_: object) -> Any:
+        raise StoreUnavailableError("Postgres did not answer; try again.")
+
+    (tmp_path / "data").mkdir()
+    rig = Rig(store, redis_url, tmp_path / "models", max_failures=1, **batch_rig.settings_of(tmp_path))
+    batch = Batch(rig, tmp_path, rig.add("double", small_models.double(tmp_path / "source.onnx", WIDTH)))
+    batch.plan(100, 100, output=Output())
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store.slices), "work", locked)
+        assert [s.get("error") for s in run_all(rig)] == ["store_unavailable"]
+    assert batch.counts().queued == 100
