@@ -15,20 +15,23 @@ _DUES = 10_000
 """Pairs of model and deadline that are told, the earliest."""
 
 _PLANNED = f"""
-WITH due AS MATERIALIZED (
-  SELECT b.model_id, b.deadline_at, sum(b.rows_total)::bigint AS rows, sum(b.slices)::bigint AS slices FROM batches b
-  WHERE b.status = 'in_progress' AND b.ended_at IS NULL AND b.paused_at IS NULL AND b.deadline_at IS NOT NULL
-  GROUP BY 1, 2 ORDER BY 2, 1 LIMIT {_DUES}
+WITH open AS MATERIALIZED (
+  SELECT b.model_id, b.deadline_at, sum(b.rows_total)::bigint AS rows, sum(b.slices)::bigint AS slices,
+    max(b.rows_total::float8 / nullif(b.slices, 0)) AS slice_rows FROM batches b
+  WHERE b.status = 'in_progress' AND b.ended_at IS NULL AND b.paused_at IS NULL GROUP BY 1, 2
 ), {SPEEDS}, of_workers AS MATERIALIZED (
   SELECT pool, count(*) FILTER (WHERE lease_until > now() AND NOT draining) AS workers,
     coalesce(avg(bulk_rows_per_s) FILTER (WHERE bulk_rows_per_s > 0 AND lease_until > now()),
       (array_agg(bulk_rows_per_s ORDER BY heartbeat_at DESC) FILTER (WHERE bulk_rows_per_s > 0))[1]) AS bulk
   FROM workers GROUP BY 1
+), of_pools AS MATERIALIZED (
+  SELECT m.pool, o.*, coalesce(w.workers, 0) AS workers, coalesce(s.bulk, w.bulk, p.bulk_rows_per_s, 0) AS speed
+  FROM open o JOIN models m ON m.id = o.model_id LEFT JOIN speeds s ON s.model_id = o.model_id
+  LEFT JOIN of_workers w ON w.pool = m.pool LEFT JOIN pools p ON p.name = m.pool
 )
-SELECT m.pool, d.model_id, d.deadline_at, d.rows, d.slices, d.slices, coalesce(w.workers, 0),
-  coalesce(s.bulk, w.bulk, p.bulk_rows_per_s, 0)
-FROM due d JOIN models m ON m.id = d.model_id LEFT JOIN speeds s ON s.model_id = d.model_id
-LEFT JOIN of_workers w ON w.pool = m.pool LEFT JOIN pools p ON p.name = m.pool ORDER BY d.deadline_at, d.model_id
+SELECT pool, model_id, deadline_at, rows, slices, slices, workers, speed, busy FROM (
+  SELECT *, coalesce(max(slice_rows / nullif(speed, 0)) OVER (PARTITION BY pool), 0) AS busy FROM of_pools) d
+WHERE deadline_at IS NOT NULL ORDER BY deadline_at, model_id LIMIT {_DUES}
 """
 
 # Slices have the deadline of their batch, so each is one probe of an index that holds online jobs too. Those of a

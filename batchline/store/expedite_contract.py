@@ -28,6 +28,8 @@ class Due:
     """Of the pool: live, and not draining."""
     rows_per_s: float
     """Of one worker busy with slices of the model, or of its pool where nobody has measured it; 0: neither has been."""
+    busy_s: float
+    """So long is a slice of the batch in the pool that has the longest, with a deadline or without; 0: not measured."""
 
 
 @dataclass(frozen=True, slots=True)

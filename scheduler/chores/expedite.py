@@ -89,7 +89,7 @@ def urgent(dues: Sequence[Due], now: datetime, *, share: float = SHARE) -> Seque
         `dues` up to the last one that has too little time. W worker-seconds that are due until d, in k slices, take n
         workers W / min(n, k) seconds, since a slice is done by one. They have too little time if that is more than
         `share` of what is left until d, less the time until a worker is there for them: a tick, its look at the
-        queue, and another slice that it has begun.
+        queue, and the longest slice of the pool that it may have begun.
     """
     work_s, slices, last = 0.0, 0, 0
     for n, due in enumerate(dues, start=1):
@@ -99,7 +99,7 @@ def urgent(dues: Sequence[Due], now: datetime, *, share: float = SHARE) -> Seque
         work_s += _seconds(due)
         slices += due.slices
         needed_s = work_s / min(max(due.workers, 1), slices)
-        if needed_s > share * (left_s - EVERY_S - _LOOK_S - work_s / slices):
+        if needed_s > share * (left_s - EVERY_S - _LOOK_S - max(due.busy_s, work_s / slices)):
             last = n
     return dues[:last]
 

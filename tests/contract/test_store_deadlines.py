@@ -52,12 +52,15 @@ def test_what_was_planned_is_told_by_deadline_with_the_workers_there(store, data
     batch_stack.planned(store, model, [40], deadline_at=SOON)
     batch_stack.planned(store, model, [80], deadline_at=SOON)
     batch_stack.planned(store, model, [160])
+    gpu = store.catalogue.register_model(stack.a_spec("elsewhere", pool="gpu"))
+    batch_stack.planned(store, gpu, [9999])
     store.batches.pause(1, batch_stack.planned(store, model, [320], deadline_at=SOON))
     store.batches.cancel(1, batch_stack.planned(store, model, [640], deadline_at=SOON))
     store.batches.submit(batch_stack.new_batch(deadline_at=SOON))
     dues = store.deadlines.planned()
     assert [(due.deadline_at, due.rows, due.slices) for due in dues] == [(SOON, 120, 2), (LATE, 30, 2)]
     assert {(due.pool, due.model_id, due.workers, due.rows_per_s) for due in dues} == {("cpu", model, 2, 500.0)}
+    assert {due.busy_s for due in dues} == {160 / 500}, "the longest slice of the pool may have no deadline"
     speeds = {model: Speed(online=3.0, bulk=70.0)}
     store.workers.heartbeat(worker, lease_s=30.0, models="", rows_per_s=9.0, bulk_rows_per_s=500.0, speeds=speeds)
     dues = store.deadlines.planned()

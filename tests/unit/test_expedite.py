@@ -15,10 +15,12 @@ NOW = datetime(2026, 11, 22, tzinfo=UTC)
 HOUR = 3600.0
 
 
-def due(left_s: float, work_s: float, *, slices: int = 1000, queued: int | None = None, workers: int = 2) -> Due:
+def due(
+    left_s: float, work_s: float, *, slices: int = 1000, queued: int | None = None, workers: int = 2, busy_s: float = 0
+) -> Due:
     """Work of so many worker-seconds at 1000 rows/s, due in so many seconds."""
     ready = slices if queued is None else queued
-    return Due("cpu", 1, NOW + timedelta(seconds=left_s), int(work_s * 1000), slices, ready, workers, 1000.0)
+    return Due("cpu", 1, NOW + timedelta(seconds=left_s), int(work_s * 1000), slices, ready, workers, 1000.0, busy_s)
 
 
 def test_ten_hours_of_work_due_in_six_are_urgent_for_two_workers_and_not_for_four():
@@ -48,9 +50,10 @@ def test_a_slice_is_done_by_one_worker_however_many_there_are():
 
 
 def test_a_slice_is_moved_while_it_can_still_wait_for_another_one():
-    """At worst a tick, a look at the queue and a slice of the same length pass before it begins."""
-    last = next(s for s in range(1000, 0, -1) if urgent([due(s, 100, slices=1)], NOW))
-    assert last >= 5 + 10 + 100 + 100
+    """At worst a tick, a look at the queue and the longest slice of the pool pass before it begins."""
+    for busy_s in (0, 300):
+        last = next(s for s in range(1000, 0, -1) if urgent([due(s, 100, slices=1, busy_s=busy_s)], NOW))
+        assert last >= 5 + 10 + max(100, busy_s) + 100
 
 
 @pytest.mark.parametrize("changed", [{"workers": 0}, {"rows_per_s": 0.0}])
