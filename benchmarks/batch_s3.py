@@ -22,12 +22,12 @@ SUMMARY = "400,000 rows x 30 columns, Parquet on S3 (moto) -> net -> Parquet on 
 ROWS = 400_000
 LOOP_ROWS = 16384
 _BUCKET = "bench"
-_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", "AWS_DEFAULT_REGION": "us-east-1"}
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", "AWS_DEFAULT_REGION": "us-east-1"}
 _numbers = itertools.count()
 
 
 @contextlib.contextmanager
-def _moto(folder: Path) -> Generator[tuple[Process, str]]:
+def moto_server(folder: Path) -> Generator[tuple[Process, str]]:
     """An S3 in a process of its own, and its host:port."""
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
@@ -36,10 +36,10 @@ def _moto(folder: Path) -> Generator[tuple[Process, str]]:
         yield process, f"127.0.0.1:{port}"
 
 
-def _client(endpoint: str) -> Any:
+def client(endpoint: str) -> Any:
     import boto3
 
-    key, secret, region = _CREDENTIALS.values()
+    key, secret, region = CREDENTIALS.values()
     return boto3.client(
         "s3", endpoint_url=f"http://{endpoint}", aws_access_key_id=key, aws_secret_access_key=secret, region_name=region
     )
@@ -89,13 +89,13 @@ def _ours(ours: Product, target: str) -> Sample:
 def run(bench: Bench) -> Report:
     rows = table.prepare(bench.folder / "s3", ROWS)
     with contextlib.ExitStack() as stack:
-        moto, endpoint = stack.enter_context(_moto(bench.folder / "moto"))
-        s3 = _client(endpoint)
+        moto, endpoint = stack.enter_context(moto_server(bench.folder / "moto"))
+        s3 = client(endpoint)
         _fill(s3, rows.rows)
         turns = {"loop": functools.partial(_loop, rows.model, endpoint)}
         facts: dict[str, object] = {"rows": ROWS, "loop_rows": LOOP_ROWS}
         if not bench.peer_only:
-            settings = {"BATCHLINE_S3_ENDPOINT_URL": f"http://{endpoint}", **_CREDENTIALS}
+            settings = {"BATCHLINE_S3_ENDPOINT_URL": f"http://{endpoint}", **CREDENTIALS}
             ours = stack.enter_context(
                 product(bench.digits, bench.folder / "product", models={"net": rows.model}, settings=settings)
             )
