@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from abc import ABC, abstractmethod
 
 
-class Beside:
+class Beside(ABC):
     """Started once with the loop that its answers go to; whoever changes what it looks at holds `_change`."""
 
     def __init__(self, name: str) -> None:
@@ -28,5 +29,6 @@ class Beside:
         if self._thread is not None:
             self._thread.join(timeout=timeout_s)
 
+    @abstractmethod
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
-        raise NotImplementedError
+        """The thread's work, until `_closed`."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 
 from autoscaler.providers.aws import Aws
 from autoscaler.providers.contract import ProviderError, Trouble
 from batchline.errors import SettingsError
 
 
-class Beside:
+class Beside(ABC):
     """The frame: a subclass says how it is tried, and what its thread does until `_closed`."""
 
     def __init__(self, name: str, aws: Aws, *, needs: str, join_s: float) -> None:
@@ -51,9 +52,10 @@ class Beside:
         if self._thread.is_alive():
             self._thread.join(timeout=self._join_s)
 
+    @abstractmethod
     def _try(self) -> None:
         """Raises ProviderError, or SettingsError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _run(self) -> None:
-        raise NotImplementedError
+        """The thread's work, until `_closed`."""

@@ -30,6 +30,11 @@ def bound(machine: type, database_url: str, watch: str) -> Generator[Any]:
             store.close()
 
 
+def limit_s(sequences: int) -> int:
+    """How long a test of so many sequences may take: on a busy machine half a second goes into each."""
+    return max(180, 2 * sequences)
+
+
 def settings_of(sequences: int, **changes: Any) -> settings:
     """So many sequences of up to 30 calls; the same ones each time, unless they are very many."""
     return settings(

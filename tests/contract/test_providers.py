@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from provider_rigs import RIGS, Rig, a_launch, open_rig
+from system import until
 
 from autoscaler.providers.contract import Found, Provider, ProviderError, Trouble
 
@@ -21,10 +21,13 @@ def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
 
 def eventually(provider: Provider, condition: Callable[[list[Found]], bool], what: str) -> list[Found]:
     """The listing, once it is as it should be: it may be stale for a while."""
-    deadline = time.monotonic() + provider.stale_s + 20.0
-    while not condition(found := list(provider.list())):
-        assert time.monotonic() < deadline, f"{what}: {found}"
-        time.sleep(0.05)
+    found: list[Found] = []
+
+    def as_it_should_be() -> bool:
+        found[:] = provider.list()
+        return condition(found)
+
+    until(as_it_should_be, within_s=provider.stale_s + 20.0, what=what, logs=lambda: str(found))
     return found
 
 

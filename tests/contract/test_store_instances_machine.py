@@ -15,7 +15,7 @@ import pytest
 import stack
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from state_machines import assert_finds, bound, settings_of
+from state_machines import assert_finds, bound, limit_s, settings_of
 
 from batchline.job import ClaimedJob, Lane
 from batchline.store import Store, instances
@@ -201,6 +201,7 @@ def machine(database_url: str) -> Iterator[Any]:
         yield kind
 
 
+@pytest.mark.timeout(limit_s(SEQUENCES))
 def test_the_ledger_keeps_its_word(machine):
     """For BATCHLINE_TEST_SEQUENCES sequences of up to 30 calls."""
     run_state_machine_as_test(machine, settings=settings_of(SEQUENCES))

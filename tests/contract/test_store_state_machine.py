@@ -18,7 +18,7 @@ import pytest
 import stack
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from state_machines import assert_finds, bound, settings_of
+from state_machines import assert_finds, bound, limit_s, settings_of
 
 from batchline.job import TERMINAL, TRANSITIONS, ClaimedJob, Lane, Move, Status, is_legal
 from batchline.store import Store, claims
@@ -198,7 +198,7 @@ def machine(database_url: str) -> Iterator[Any]:
         yield kind
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(limit_s(SEQUENCES))
 def test_only_legal_moves(machine):
     """The machine holds for BATCHLINE_TEST_SEQUENCES sequences of up to 30 calls."""
     run_state_machine_as_test(machine, settings=settings_of(SEQUENCES))

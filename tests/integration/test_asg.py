@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from aws_cloud import REGION, Cloud, HandClock, cloud, launched
+from aws_cloud import REGION, Cloud, HandClock, launched
 
 from autoscaler.providers.asg import AsgProvider, Options
 from autoscaler.providers.contract import ProviderError, Trouble
@@ -16,24 +15,7 @@ from batchline.errors import SettingsError
 from batchline.store.instance_contract import Launch
 
 clock = HandClock()
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Cloud]:
-    with cloud(clock) as made:
-        yield made
-
-
-@pytest.fixture
-def aws(shared: Cloud) -> Iterator[Cloud]:
-    shared.proxy.reset()
-    yield shared
-    shared.proxy.reset()
-
-
-@pytest.fixture
-def pool() -> str:
-    return f"p{uuid.uuid4().hex[:8]}"
+"""Also that of the fixture `aws`."""
 
 
 def provider(aws: Cloud, pool: str, group: str, **changed: Any) -> AsgProvider:

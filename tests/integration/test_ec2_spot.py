@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import base64
 import uuid
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from aws_cloud import REGION, ZONES, Cloud, HandClock, cloud, launched
+from aws_cloud import REGION, ZONES, Cloud, HandClock, launched
 
 from autoscaler.providers.contract import ProviderError, Trouble
 from autoscaler.providers.ec2_spot import Ec2SpotProvider, Options
@@ -18,25 +17,8 @@ from batchline.errors import SettingsError
 from batchline.store.instance_contract import Launch
 
 clock = HandClock()
+"""Also that of the fixture `aws`."""
 TYPES = ("m5.large", "c5.large")
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Cloud]:
-    with cloud(clock) as made:
-        yield made
-
-
-@pytest.fixture
-def aws(shared: Cloud) -> Iterator[Cloud]:
-    shared.proxy.reset()
-    yield shared
-    shared.proxy.reset()
-
-
-@pytest.fixture
-def pool() -> str:
-    return f"p{uuid.uuid4().hex[:8]}"
 
 
 def options(aws: Cloud, **changed: Any) -> Options:
@@ -83,7 +65,8 @@ def test_a_template_is_made_once_and_asks_for_imdsv2(aws: Cloud, pool: str) -> N
     worker = Worker(environment={"BATCHLINE_BLOBS": "s3://models/x"}, parameters="/batchline/test")
     for _ in range(2):
         provider(aws, pool, worker=worker, disk_gb=30, instance_profile="worker").check()
-    mine = [t for t in aws.ec2.describe_launch_templates()["LaunchTemplates"] if pool in t["LaunchTemplateName"]]
+    pages = aws.ec2.get_paginator("describe_launch_templates").paginate()
+    mine = [t for page in pages for t in page["LaunchTemplates"] if pool in t["LaunchTemplateName"]]
     assert len(mine) == 1
     found = aws.ec2.describe_launch_template_versions(LaunchTemplateId=mine[0]["LaunchTemplateId"], Versions=["1"])
     data = found["LaunchTemplateVersions"][0]["LaunchTemplateData"]

@@ -69,6 +69,12 @@ def out(rig: Rig, tmp_path: Path) -> Path:
     return tmp_path / "data" / "out"
 
 
+def start_and_linger(worker: Worker, where: dict[str, str]) -> None:
+    """Start it, and have it stand for a while in the middle of what is named."""
+    worker.start(LINGERING, **where)
+    until(lambda: "lingers" in worker.log(), worker)
+
+
 def has_left(worker: Worker, database_url: str) -> float:
     """Wait for the end of the process, and see that it was a good one; returns how many seconds it took."""
     began = time.monotonic()
@@ -95,8 +101,7 @@ def test_a_worker_that_loads_a_model_leaves_when_it_is_loaded_and_claims_nothing
     worker: Worker, imds: FakeImds, database_url: str, out: Path, by: str
 ) -> None:
     """From its first moment: Celery, which catches the signal later on, is not up yet."""
-    worker.start(LINGERING, **LOADING)
-    until(lambda: "lingers" in worker.log(), worker)
+    start_and_linger(worker, LOADING)
     assert worker.process
     imds.notice(60)
     if by == "signal":
@@ -109,8 +114,7 @@ def test_a_slice_that_is_being_written_is_finished_where_there_is_time(
     worker: Worker, imds: FakeImds, database_url: str, out: Path
 ) -> None:
     """What is in hand, the next slice perhaps, is finished; nothing is begun."""
-    worker.start(LINGERING, **WRITING)
-    until(lambda: "lingers" in worker.log(), worker)
+    start_and_linger(worker, WRITING)
     imds.notice(60)
     has_left(worker, database_url)
     assert jobs(database_url) in ([DONE] * n + [UNTOUCHED] * (4 - n) for n in (1, 2, 3))
@@ -123,8 +127,7 @@ def test_a_slice_that_is_being_written_is_given_back_where_there_is_none(
     worker: Worker, imds: FakeImds, database_url: str, out: Path, by: str
 ) -> None:
     """Uncharged, no suspect, and without a trace; a second SIGTERM makes it neither worse nor slower."""
-    worker.start(LINGERING, **WRITING)
-    until(lambda: "lingers" in worker.log(), worker)
+    start_and_linger(worker, WRITING)
     assert worker.process
     if "notice" in by:
         imds.notice(MARGIN_S if "short" in by else 90)
