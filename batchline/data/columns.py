@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from batchline.batch import BatchFault, DataSet
 from batchline.data import column_arrays
 from batchline.data.column_arrays import Array, Column, Faults, is_text, leaf_fits, list_fits, plain_type
-from batchline.data.contract import FROM_PATH, MAYBE_NUMBERS, ROW, UNTYPED, Rows, marked
+from batchline.data.contract import EXACT_AS_TEXT, FROM_PATH, MAYBE_NUMBERS, ROW, UNTYPED, Rows, marked
 from batchline.errors import Fault, InvalidRequestError, SourceError
 from batchline.model import ModelSpec, TensorSpec
 
@@ -76,7 +76,8 @@ class Mapper:
         """What `Source.read` should give."""
         self.texts = chosen.as_text
         """Those of them that it should give as text."""
-        passed = [pa.field(name, column_arrays.kept_type(schema.field(name).type)) for name in self._passed]
+        types = {n: pa.string() if n in chosen.exact else schema.field(n).type for n in self._passed}
+        passed = [pa.field(name, column_arrays.kept_type(kind)) for name, kind in types.items()]
         self._numbered = _is_numbered(data)
         self.schema = _output(spec, data, passed)
         """Of the output: `row` if there is no key (in the default sink always), key, kept columns, outputs."""
@@ -235,6 +236,8 @@ class _Choice:
         """Columns of text that numbers are read from."""
         self.untyped = {field.name for field in schema if marked(field, UNTYPED)}
         """Columns that can be had as text, whatever their type."""
+        self.exact = {field.name for field in schema if marked(field, EXACT_AS_TEXT)}
+        """Columns of floats that are passed on as text, to keep their digits."""
         self._in_path = {field.name for field in schema if marked(field, FROM_PATH)}
         self.passed = self._passed_through(data)
         if self.faults:
@@ -257,7 +260,7 @@ class _Choice:
         fed = {name for feed in self.feeds if _takes_text(feed) for name in feed.names}
         numbers = (pa.types.is_integer, pa.types.is_floating)
         kept = {name for name in self.passed if any(is_kind(self._types[name]) for is_kind in numbers)}
-        return frozenset((fed | kept) & self.untyped)
+        return frozenset((fed | kept) & self.untyped) | self.exact.intersection(self.passed)
 
     def _fault(self, message: str, param: str = _INPUT) -> None:
         self.faults.append(BatchFault(_BAD, message, param=param))

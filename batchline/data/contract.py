@@ -24,6 +24,9 @@ MAYBE_NUMBERS: dict[bytes | str, bytes | str] = {b"batchline": b"maybe numbers"}
 UNTYPED: dict[bytes | str, bytes | str] = {b"batchline untyped": b"text"}
 """Metadata of a field whose type is a guess: `Source.read` gives it as text, as it stands in the file, if told so."""
 
+EXACT_AS_TEXT: dict[bytes | str, bytes | str] = {b"batchline exact": b"text"}
+"""Metadata of a field of floats that are more than that: where it is passed on it is asked of `Source.read` as text."""
+
 FROM_PATH: dict[bytes | str, bytes | str] = {b"batchline path": b"hive"}
 """Metadata of a field that stands in the paths of files and not in them: it is read only where it is named."""
 
@@ -78,7 +81,7 @@ class Source(Protocol):
             piece: as planned; a file whose version differs by now is not read.
             columns: only these, in this order; None for all.
             batch_rows: most rows of one `Rows`.
-            texts: those of the columns that are wanted as text; only `UNTYPED` ones can be had so.
+            texts: those of the columns that are wanted as text; only `UNTYPED` and `EXACT_AS_TEXT` ones can be had so.
 
         Raises:
             SourceError: the file changed, is truncated, lacks a column, has another type, swells beyond its limit;

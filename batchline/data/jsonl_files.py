@@ -114,8 +114,8 @@ def read(file: OpenFile, span: Span, rows: int, columns: Sequence[str] | None, b
     digits = {field.name for field in found if marked(field, MAYBE_NUMBERS)}.intersection(wanted)
     for block in raw_blocks(file, span):
         fast = None if bare or digits else _fast(block, wanted, types)
-        rows = Rows(fast) if fast is not None else _careful(block, wanted, types, bare=bare, digits=digits)
-        yield from cut(rows, batch_rows)
+        got = Rows(fast) if fast is not None else _careful(block, wanted, types, bare=bare, digits=digits)
+        yield from cut(got, batch_rows)
 
 
 def raw_blocks(file: OpenFile, span: Span) -> Iterator[Block]:

@@ -97,7 +97,7 @@ class TableSource:
         columns: Sequence[str] | None,
         *,
         batch_rows: int,
-        texts: Collection[str] = (),  # noqa: ARG002 - a table has types
+        texts: Collection[str] = (),
     ) -> Iterator[Rows]:
         """The rows of a range of keys, as the table stands now.
 
@@ -108,7 +108,7 @@ class TableSource:
         missing = [n for n in names if n not in known.columns]
         if missing:
             raise SourceError(f"{self._about} has no column {missing[0]!r}; it has {_listed(known.columns)}.")
-        chosen = [known.columns[n] for n in names]
+        chosen = [known.columns[n].read_as_text() if n in texts else known.columns[n] for n in names]
         if not chosen:
             raise SourceError(f"{self._about}: no columns to read.")
         query = self._query(known, piece, chosen)

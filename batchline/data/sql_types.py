@@ -13,6 +13,7 @@ import pyarrow.compute
 import pyarrow.csv as pacsv
 from psycopg2 import sql
 
+from batchline.data.contract import EXACT_AS_TEXT, MAYBE_NUMBERS
 from batchline.errors import SinkError
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ KEY_TYPES = frozenset({"int2", "int4", "int8", "numeric", *("text", "varchar", "
                        "date", "timestamp", "timestamptz"})  # fmt: skip
 _EXACT_DIGITS = 15
 """Decimal digits that a float64 holds."""
+_DECIMAL_DIGITS = 38
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ class Column:
     computed: bool
     """Cannot be written to."""
     arrow: pa.DataType
+    exact: bool = True
+    """Whether Arrow's type holds every digit."""
 
     @property
     def as_text(self) -> bool:
@@ -68,6 +72,18 @@ class Column:
         """The column as a key: exact, whatever its type."""
         exact = self.base != "numeric" or not pa.types.is_floating(self.arrow)
         return self if exact else replace(self, arrow=pa.string())
+
+    def read_as_text(self) -> Column:
+        """The column as text."""
+        return replace(self, arrow=pa.string())
+
+    @property
+    def field(self) -> pa.Field[Any]:
+        """Name and type, with a mark where numbers lose digits as floats or are read as text."""
+        if self.base != "numeric" or pa.types.is_list(self.arrow):
+            return pa.field(self.name, self.arrow)
+        mark = MAYBE_NUMBERS if pa.types.is_string(self.arrow) else None if self.exact else EXACT_AS_TEXT
+        return pa.field(self.name, self.arrow, metadata=mark)
 
     def selected(self) -> sql.Composable:
         """The column in a SELECT whose values `decode` reads."""
@@ -92,7 +108,17 @@ def read_columns(cursor: Cursor, oid: int) -> list[Column]:
     """The columns of a table or view, in their order."""
     cursor.execute(_CATALOGUE, (oid,))
     return [
-        Column(name, base, shown, cast_to, not_null, filled, computed, _arrow_of(base, element, modifier))
+        Column(
+            name,
+            base,
+            shown,
+            cast_to,
+            not_null,
+            filled,
+            computed,
+            _arrow_of(base, element, modifier),
+            exact=base != "numeric" or (modifier >= 4 and (modifier - 4) >> 16 <= _DECIMAL_DIGITS),
+        )
         for name, base, element, shown, cast_to, modifier, not_null, filled, computed in cursor.fetchall()
     ]
 
@@ -143,7 +169,7 @@ def decode(rows: bytes, columns: Sequence[Column]) -> pa.RecordBatch:
 
 
 def schema_of(columns: Sequence[Column]) -> pa.Schema:
-    return pa.schema([pa.field(c.name, c.arrow) for c in columns])
+    return pa.schema([c.field for c in columns])
 
 
 def _lists(column: Column, texts: Any) -> pa.Array[Any]:
@@ -180,12 +206,15 @@ _SQL: dict[pa.DataType, tuple[str, str]] = {
     pa.null(): ("text", "S"),
     pa.date32(): ("date", "D"),
     pa.date64(): ("date", "D"),
+    pa.binary(): ("bytea", "Y"),
+    pa.large_binary(): ("bytea", "Y"),
 }
 _TAKES = {
     "B": ("bool",),
     "I": ("int2", "int4", "int8", "numeric", "float4", "float8"),
     "N": ("float4", "float8", "numeric"),
     "D": ("date", "timestamp", "timestamptz"),
+    "Y": ("bytea",),
 }
 """Kind of the Arrow type -> types of a target's column that take it; texts of any kind a target takes as texts do."""
 
@@ -205,6 +234,8 @@ def sql_type(kind: pa.DataType, column: str) -> tuple[str, str]:
         return f"numeric({decimal.precision},{decimal.scale})", "N"
     if pa.types.is_timestamp(kind):
         return "timestamptz" if kind.tz else "timestamp", "D"
+    if pa.types.is_fixed_size_binary(kind):
+        return "bytea", "Y"
     if kind in _SQL:
         return _SQL[kind]
     raise SinkError(f"The column {column!r} is {kind}, for which SQL tables have no type.")
@@ -219,7 +250,7 @@ def takes(column: Column, kind: pa.DataType) -> bool:
         return column.base.startswith("_")
     if column.base in ("text", "varchar", "bpchar"):
         return True
-    return column.base in _TAKES[family] if family in _TAKES else not column.base.startswith("_")
+    return family not in _TAKES or column.base in _TAKES[family]
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -244,6 +275,8 @@ def encode(rows: pa.RecordBatch) -> bytes:
 def _text(array: Any) -> Any:
     if pa.types.is_dictionary(array.type):
         return _text(array.dictionary_decode())
+    if sql_type(array.type, "")[1] == "Y":
+        return pa.array([None if value is None else f"\\x{value.hex()}" for value in array.to_pylist()], pa.string())
     if array.type == pa.float16():
         return array.cast(pa.float32())
     return _literals(array) if _is_list(array.type) else array

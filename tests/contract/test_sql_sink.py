@@ -290,7 +290,7 @@ def test_a_reader_that_stays_does_not_hold_up_a_replacement(scores: str) -> None
          r'CREATE UNIQUE INDEX ON "public"."scores" \("id"\)'),
         ("ALTER TABLE scores DROP COLUMN score", "append", "has no column 'score'; add it: score real"),
         ("ALTER TABLE scores ALTER score TYPE int", "append", "'score' is integer, which does not take float; make it"),
-        ("ALTER TABLE scores ALTER name TYPE int[] USING NULL", "append", "does not take string; make it text"),
+        ("ALTER TABLE scores ALTER score TYPE int[] USING NULL", "append", "does not take float; make it real"),
         ("ALTER TABLE scores ADD must int NOT NULL DEFAULT 1; ALTER TABLE scores ALTER must DROP DEFAULT", "append",
          "'must' must not be null"),
         ("ALTER TABLE scores DROP score, ADD score float8 GENERATED ALWAYS AS (id) STORED", "append", "is generated"),
