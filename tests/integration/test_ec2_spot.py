@@ -65,8 +65,8 @@ def test_a_template_is_made_once_and_asks_for_imdsv2(aws: Cloud, pool: str) -> N
     worker = Worker(environment={"BATCHLINE_BLOBS": "s3://models/x"}, parameters="/batchline/test")
     for _ in range(2):
         provider(aws, pool, worker=worker, disk_gb=30, instance_profile="worker").check()
-    pages = aws.ec2.get_paginator("describe_launch_templates").paginate()
-    mine = [t for page in pages for t in page["LaunchTemplates"] if pool in t["LaunchTemplateName"]]
+    of_pool = [{"Name": "tag:batchline:pool", "Values": [pool]}]  # the server tells of fifteen at most
+    mine = aws.ec2.describe_launch_templates(Filters=of_pool)["LaunchTemplates"]
     assert len(mine) == 1
     found = aws.ec2.describe_launch_template_versions(LaunchTemplateId=mine[0]["LaunchTemplateId"], Versions=["1"])
     data = found["LaunchTemplateVersions"][0]["LaunchTemplateData"]
