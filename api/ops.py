@@ -97,6 +97,7 @@ class OpsRoutes:
     async def workers(self, request: AnyRequest) -> ASGIResponse:
         await self._s.keys.check(headers_of(request.scope), "admin")
         views = await self._s.ask(self._s.store.workers.list)
+        refs = {r.id: r.spec.ref for name in self._s.models.names() for r in self._s.models.versions(name)}
         data = [
             {
                 "id": str(w.id),
@@ -111,7 +112,11 @@ class OpsRoutes:
                 "draining": w.draining,
                 "models": w.models.split(),
                 "rows_per_s": w.rows_per_s,
-                "speeds": {ref: {"online": s.online or None, "bulk": s.bulk or None} for ref, s in w.speeds.items()},
+                "speeds": {
+                    refs[model_id]: {"online": speed.online or None, "bulk": speed.bulk or None}
+                    for model_id, speed in w.speeds.items()
+                    if model_id in refs
+                },
                 "instance": w.instance or None,
             }
             for w in views

@@ -86,8 +86,8 @@ class WorkerView:
     rows_per_s: float
     instance: str
     """The ledger's name of the machine or process it runs on; empty for one that nobody launched."""
-    speeds: Mapping[str, Speed] = field(default_factory=dict[str, Speed])
-    """As it measured them, by the refs of models that it has served."""
+    speeds: Mapping[int, Speed] = field(default_factory=dict[int, Speed])
+    """As it measured them, by the ids of models that it has served."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,12 +29,11 @@ def test_a_heartbeat_renews_and_reports(store):
     assert view.instance == ""
 
 
-def test_a_view_shows_speeds_by_the_names_of_models(store):
-    """Those it has told with its last beat, and none of a model that is not there."""
-    model = store.catalogue.register_model(stack.a_spec("digits"))
+def test_a_view_shows_the_speeds_of_the_last_beat(store):
+    """By model; what it tells no more is not shown."""
     worker = stack.a_worker(store)
-    _beat(store, worker, speeds={model: Speed(640.0, 0.0), -1: Speed(1.0, 1.0)})
-    assert [view.speeds for view in store.workers.list()] == [{"digits@1": (640.0, 0.0)}]
+    _beat(store, worker, speeds={7: Speed(640.0, 0.0)})
+    assert [view.speeds for view in store.workers.list()] == [{7: (640.0, 0.0)}]
     _beat(store, worker)
     assert [view.speeds for view in store.workers.list()] == [{}]
 

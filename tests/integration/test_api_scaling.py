@@ -14,6 +14,7 @@ import stack
 from api_server import ALICE, READER, Running
 from batch_stack import planned
 from cli_runner import Run, runner
+from system import until
 
 from autoscaler.simulate import trace
 from batchline.job import Lane
@@ -124,6 +125,7 @@ def test_workers_are_told_with_their_speeds(api: Running) -> None:
     worker = stack.a_worker(api.store)
     told = {"lease_s": 30.0, "models": "digits@1", "rows_per_s": 640.0}
     api.store.workers.heartbeat(worker, **told, speeds={model: Speed(0.0, 5120.0)})
+    until(lambda: api.call("GET", "/v1/models/digits").status_code == 200, within_s=30, what="the model is known")
     (shown,) = api.call("GET", "/v1/workers").json()["data"]
     assert (shown["rows_per_s"], shown["speeds"]) == (640.0, {"digits@1": {"online": None, "bulk": 5120.0}})
 

@@ -107,8 +107,8 @@ def test_without_redis_work_is_done_and_sigterm_still_ends_it(rig: Rig, worker: 
     worker.start(PRODUCT, REDIS_URL=f"redis://127.0.0.1:{free_port()}/0")
     until(lambda: set(rig.statuses(jobs)) == {"succeeded"}, worker)
     until(lambda: [w for w in live(rig) if w.speeds], worker)
-    ((ref, speed),) = live(rig)[0].speeds.items()
-    assert (ref, speed.online > 0, speed.bulk) == ("double@1", True, 0.0)
+    ((model_id, speed),) = live(rig)[0].speeds.items()
+    assert (model_id, speed.online > 0, speed.bulk) == (model, True, 0.0)
     began = time.monotonic()
     worker.end(signal.SIGTERM)
     assert time.monotonic() - began < 10
