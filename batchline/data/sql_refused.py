@@ -20,7 +20,7 @@ from batchline.errors import SinkError
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor  # noqa: N812
 
-_GROUP_ROWS = 256
+_GROUP_ROWS = 32
 _MOST_TOLD = 500
 """Characters of a message: it may quote a value."""
 _OF_A_ROW = ("22", "23", "54")
@@ -48,8 +48,8 @@ def is_of_a_row(error: SinkError) -> bool:
 _TEMPORARY = """
 CREATE TEMP TABLE _batchline_like ON COMMIT DROP AS SELECT {columns} FROM {into} WITH NO DATA;
 CREATE TEMP TABLE _batchline_texts (n int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, {texts}) ON COMMIT DROP;
-CREATE TEMP TABLE _batchline_refused (n int, state text, message text, detail text, name text, rule text)
-  ON COMMIT DROP
+CREATE TEMP TABLE _batchline_refused (
+  n int PRIMARY KEY, state text, message text, detail text, name text, rule text, place text) ON COMMIT DROP
 """
 
 _CAUGHT = "data_exception OR integrity_constraint_violation OR program_limit_exceeded OR raise_exception"
@@ -64,6 +64,7 @@ DECLARE
   _batchline_detail text;
   _batchline_name text;
   _batchline_rule text;
+  _batchline_place text;
 BEGIN
   WHILE _batchline_low <= {count} LOOP
     BEGIN
@@ -75,17 +76,19 @@ BEGIN
         EXCEPTION WHEN {caught} THEN
           GET STACKED DIAGNOSTICS
             _batchline_state = RETURNED_SQLSTATE, _batchline_message = MESSAGE_TEXT,
-            _batchline_detail = PG_EXCEPTION_DETAIL, _batchline_name = COLUMN_NAME, _batchline_rule = CONSTRAINT_NAME;
+            _batchline_detail = PG_EXCEPTION_DETAIL, _batchline_name = COLUMN_NAME, _batchline_rule = CONSTRAINT_NAME,
+            _batchline_place = TABLE_NAME;
           INSERT INTO pg_temp._batchline_refused
             VALUES (_batchline_row, _batchline_state, _batchline_message, _batchline_detail, _batchline_name,
-              _batchline_rule);
+              _batchline_rule, _batchline_place);
         END;
       END LOOP;
     END;
     _batchline_low := _batchline_low + {more} + 1;
   END LOOP;
   FOR _batchline_row IN
-    SELECT n FROM pg_temp._batchline_refused WHERE name = '' AND (state LIKE '22%' OR state IN ('23502', '23514'))
+    SELECT n FROM pg_temp._batchline_refused
+    WHERE name = '' AND place = '' AND (state LIKE '22%' OR state IN ('23502', '23514'))
   LOOP
     {tries}
   END LOOP;

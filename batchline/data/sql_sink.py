@@ -171,7 +171,8 @@ class TableSink:
                     "UPDATE {} SET rows = rows - {n}, errors = errors + {n}, refused = {}"
                     " WHERE batch = {} AND slice = {}"
                 )
-                numbers = sql.Literal([part.numbers[at] for at in refused])
+                every = part.numbers
+                numbers = sql.Literal([every[at] for at in refused])
                 cursor.execute(note.format(slices, numbers, *row, n=sql.Literal(len(refused))))
             if part.errors:
                 copy(cursor, table.beside(self._errors_name(table)).id, ERROR_COLUMNS, part.error_text)
@@ -205,7 +206,8 @@ class TableSink:
         conflict = self._on_conflict(part.names) if self._mode == "upsert" else None
         found = sql_refused.put(cursor, into, part, shown=table.name, key=self._key, on_conflict=conflict)
         if found:
-            text = part.errors_text([part.numbers[f.at] for f in found], [f.key for f in found], [f.why for f in found])
+            every = part.numbers
+            text = part.errors_text([every[f.at] for f in found], [f.key for f in found], [f.why for f in found])
             copy(cursor, table.beside(self._errors_name(table)).id, ERROR_COLUMNS, io.BytesIO(text))
         return [f.at for f in found]
 
