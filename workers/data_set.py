@@ -20,7 +20,7 @@ from workers.stretches import POISON, Numbers, RowFault, Stretch, Written, settl
 
 Opened = tuple[Source, Mapper]
 
-_ROWS = 16_384
+_ROWS = 8_192
 _BYTES = 8 * 2**20
 _FREE_ROWS = 1024
 """Rows of one stretch: of a fixed shape at most so many and so large; of a free one so many."""

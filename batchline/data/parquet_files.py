@@ -29,7 +29,7 @@ from batchline.errors import SourceError
 
 log = logging.getLogger("batchline.data")
 
-_BUFFERS_BYTES = 32 << 20
+_BUFFERS_BYTES = 16 << 20
 """For all columns of one reader together."""
 _MAX_BUFFER_BYTES = 4 << 20
 _MIN_BUFFER_BYTES = 64 << 10
@@ -42,6 +42,9 @@ def _cost(meta: pq.FileMetaData) -> int:
 
 
 _footers = Remembered[pq.FileMetaData](16 << 20, _cost)
+_LARGE_BYTES = 256 << 10
+_large: dict[str, tuple[tuple[str, str], pq.FileMetaData]] = {}
+"""The last footer of a file at hand that was worth keeping: decoded, one takes many MiB, and tens of ms a slice."""
 
 Span = tuple[object, ...]
 
@@ -183,7 +186,15 @@ def _footer(file: OpenFile) -> pq.FileMetaData:
     Raises:
         SourceError: no Parquet, or truncated.
     """
-    return _footers.of(file, lambda: _read_footer(file))
+    if file.identity is not None:
+        return _footers.of(file, lambda: _read_footer(file))
+    held, key = _large.get("last"), (file.uri, file.version)
+    if held is not None and held[0] == key:
+        return held[1]
+    meta = _read_footer(file)
+    if meta.serialized_size >= _LARGE_BYTES:
+        _large["last"] = (key, meta)
+    return meta
 
 
 def _read_footer(file: OpenFile) -> pq.FileMetaData:
