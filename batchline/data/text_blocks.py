@@ -136,7 +136,6 @@ class RowScanner:
         self._in_quotes = False
         self._line_start = 0
         self._last = _NEWLINE
-        self._closed_quote = False
 
     def feed(self, chunk: bytes) -> Offsets:
         """Offsets just behind each row that ends in this chunk.
