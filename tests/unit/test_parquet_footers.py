@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from batchline.data import parquet_files
 from batchline.data.local_place import LocalPlace
@@ -41,3 +42,24 @@ def test_no_footer_waits_for_a_full_collection(tmp_path: Path) -> None:
         left = _footers() - before
     file.close()
     assert left <= 1
+
+
+def test_a_large_footer_is_decoded_once_a_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each slice of a file would decode it anew; of another version it is read again."""
+    path, decoded, read = tmp_path / "rows.parquet", list[int](), pq.read_metadata
+
+    def counted(file: pa.NativeFile) -> pq.FileMetaData:
+        decoded.append(1)
+        return read(file)
+
+    monkeypatch.setattr(parquet_files, "_LARGE_BYTES", 1)
+    monkeypatch.setattr(pq, "read_metadata", counted)
+    place = LocalPlace((str(tmp_path),), hidden=None)
+    for rows in (20, 30):
+        pq.write_table(pa.table({"x": [0.5] * rows}), path, row_group_size=10)
+        file = place.open(path.as_uri())
+        for group in range(rows // 10):
+            batches = parquet_files.read(file, (group, group + 1, 0, 10), 10, ["x"], 4)
+            assert sum(batch.batch.num_rows for batch in batches) == 10
+        file.close()
+    assert len(decoded) == 2
