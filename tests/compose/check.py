@@ -28,6 +28,7 @@ SERVICES = ("postgres", "redis", "api", "worker", "scheduler", "autoscaler", "fl
 HEALTHY_S = 180.0
 DOCTOR_S = 30.0
 JOB_S = 60.0
+FLOWER_S = 20.0
 API = f"http://127.0.0.1:{os.environ['BATCHLINE_PORT']}"
 FLOWER = f"http://127.0.0.1:{os.environ['BATCHLINE_FLOWER_PORT']}"
 
@@ -52,21 +53,33 @@ class Compose:
 
     def is_healthy(self, service: str) -> bool:
         """Run the service's own health check, since not every engine does so by itself."""
+        return self.succeeds(service, *self.health_check(service))
+
+    def health_check(self, service: str) -> list[str]:
         kind, *test = self.services[service]["healthcheck"]["test"]
         test = [part.replace("$$", "$") for part in test]
-        return self.succeeds(service, *(test if kind == "CMD" else ["sh", "-c", *test]))
+        return test if kind == "CMD" else ["sh", "-c", *test]
 
     def succeeds(self, service: str, *command: str) -> bool:
         """Whether a command in a running container ends with 0."""
+        return self._try(service, *command).returncode == 0
+
+    def said(self, service: str, *command: str) -> str:
+        """What a command in a running container prints, whether it ends with 0 or not."""
+        done = self._try(service, *command)
+        return f"`{' '.join(command)}` in {service} ended with {done.returncode}: {done.stdout}{done.stderr}"
+
+    def _try(self, service: str, *command: str) -> subprocess.CompletedProcess[str]:
         whole = [*self._command, "exec", "-T", service, *command]
-        return subprocess.run(whole, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
+        return subprocess.run(whole, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
 
 
-def until(what: str, holds: Callable[[], bool], limit_s: float) -> None:
+def until(what: str, holds: Callable[[], bool], limit_s: float, seen: Callable[[], str] = str) -> None:
+    """Wait, and end with what is `seen` instead when the time is up."""
     deadline = time.monotonic() + limit_s
     while not holds():
         if time.monotonic() > deadline:
-            raise SystemExit(f"not within {limit_s:g} s: {what}")
+            raise SystemExit(f"not within {limit_s:g} s: {what}. {seen()}")
         time.sleep(0.5)
 
 
@@ -87,7 +100,12 @@ def fetch(url: str, login: str | None = None) -> tuple[int, bytes]:
 def check_health(compose: Compose) -> None:
     """Every service becomes healthy, by its own check."""
     for service in SERVICES:
-        until(f"{service} is healthy", lambda service=service: compose.is_healthy(service), HEALTHY_S)
+        until(
+            f"{service} is healthy",
+            lambda service=service: compose.is_healthy(service),
+            HEALTHY_S,
+            lambda service=service: compose.said(service, *compose.health_check(service)),
+        )
 
 
 def check_first_job(compose: Compose, key: str, folder: Path) -> None:
@@ -130,7 +148,7 @@ def check_logins(login: str) -> None:
         tasks: Mapping[str, Mapping[str, str]] = json.loads(fetch(f"{FLOWER}/api/tasks", login)[1])
         return any("digits@1" in str(task["result"]) and "%" not in task["worker"] for task in tasks.values())
 
-    until("Flower shows the micro-batch", shown, 20.0)
+    until("Flower shows the micro-batch", shown, FLOWER_S, lambda: repr(fetch(f"{FLOWER}/api/tasks", login)))
     print("API and Flower ask who is there; Flower shows the micro-batch")
 
 
@@ -172,7 +190,8 @@ def main() -> None:
     stage, folder, compose = sys.argv[1], Path(sys.argv[2]), Compose(sys.argv[3:])
     check_health(compose)
     print(f"healthy: {', '.join(SERVICES)}")
-    until("doctor finds all well", lambda: compose.succeeds("api", "batchline", "doctor"), DOCTOR_S)
+    doctor = ("api", "batchline", "doctor")
+    until("doctor finds all well", lambda: compose.succeeds(*doctor), DOCTOR_S, lambda: compose.said(*doctor))
     key = compose.inside("api", "cat", "/secrets/admin_key")
     if stage == "first":
         check_first_job(compose, key, folder)
