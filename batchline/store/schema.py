@@ -11,14 +11,12 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
-    DateTime,
     Float,
     ForeignKey,
     Identity,
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     SmallInteger,
     String,
     Table,
@@ -26,30 +24,19 @@ from sqlalchemy import (
     Uuid,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, ENUM, JSON, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSON, JSONB
 
-from batchline.batch import BatchStatus
-from batchline.job import Lane, Status
-from batchline.store.instance_contract import InstanceStatus
+from batchline.store import schema_scaling
+from batchline.store.schema_parts import AT, BATCH_STATUS, EMPTY, FALSE, LANE, NOW, STATUS, ZERO, metadata
 
-metadata = MetaData()
-
-_LANE = ENUM(*[lane.value for lane in Lane], name="job_lane")
-_STATUS = ENUM(*[status.value for status in Status], name="job_status")
-_BATCH_STATUS = ENUM(*[status.value for status in BatchStatus], name="batch_status")
-_INSTANCE_STATUS = ENUM(*[status.value for status in InstanceStatus], name="instance_status")
-_AT = DateTime(timezone=True)
-_NOW = text("now()")
-_FALSE = text("false")
-_ZERO = text("0")
-_EMPTY = text("''")
+__all__ = ["metadata", "schema_scaling"]
 
 tenants = Table(
     "tenants",
     metadata,
     Column("id", Integer, Identity(), primary_key=True),
     Column("name", String, nullable=False, unique=True),
-    Column("created_at", _AT, nullable=False, server_default=_NOW),
+    Column("created_at", AT, nullable=False, server_default=NOW),
 )
 
 api_keys = Table(
@@ -62,8 +49,8 @@ api_keys = Table(
         "digest", LargeBinary, nullable=False, unique=True, comment="sha256 of the key; the key itself is never stored"
     ),
     Column("scopes", String, nullable=False, comment="space-separated: submit read admin"),
-    Column("created_at", _AT, nullable=False, server_default=_NOW),
-    Column("revoked_at", _AT),
+    Column("created_at", AT, nullable=False, server_default=NOW),
+    Column("revoked_at", AT),
 )
 
 models = Table(
@@ -74,8 +61,28 @@ models = Table(
     Column("version", Integer, nullable=False),
     Column("pool", String, nullable=False, comment="from the spec's policy"),
     Column("spec", JSON, nullable=False),
-    Column("created_at", _AT, nullable=False, server_default=_NOW),
+    Column("created_at", AT, nullable=False, server_default=NOW),
     UniqueConstraint("name", "version"),
+)
+
+traffic = Table(
+    "traffic",
+    metadata,
+    Column("model", String, primary_key=True, comment="its name"),
+    Column("production", Integer, nullable=False, comment="this and below: versions"),
+    Column("canary", Integer),
+    Column("canary_percent", Float),
+    Column("shadow", Integer),
+    Column("updated_at", AT, nullable=False, server_default=NOW),
+)
+
+shadows = Table(
+    "shadows",
+    metadata,
+    Column("id", Uuid, primary_key=True, comment="the copy, a job of tenant -1"),
+    Column("of", Uuid, nullable=False, comment="the client's job"),
+    Column("model_id", Integer, nullable=False, comment="the copy's"),
+    Index("shadows_model", "model_id", "id"),
 )
 
 workers = Table(
@@ -86,15 +93,15 @@ workers = Table(
     Column("pid", Integer, nullable=False),
     Column("pool", String, nullable=False),
     Column("device", String, nullable=False),
-    Column("started_at", _AT, nullable=False, server_default=_NOW),
-    Column("heartbeat_at", _AT, nullable=False, server_default=_NOW),
-    Column("lease_until", _AT, nullable=False),
-    Column("draining", Boolean, nullable=False, server_default=_FALSE),
+    Column("started_at", AT, nullable=False, server_default=NOW),
+    Column("heartbeat_at", AT, nullable=False, server_default=NOW),
+    Column("lease_until", AT, nullable=False),
+    Column("draining", Boolean, nullable=False, server_default=FALSE),
     Column("models", String, nullable=False, server_default="", comment="loaded model refs, space-separated"),
-    Column("rows_per_s", Float, nullable=False, server_default=_ZERO),
-    Column("instance", String, nullable=False, server_default=_EMPTY),
-    Column("rows_done", BigInteger, nullable=False, server_default=_ZERO),
-    Column("bulk_rows_per_s", Float, nullable=False, server_default=_ZERO),
+    Column("rows_per_s", Float, nullable=False, server_default=ZERO),
+    Column("instance", String, nullable=False, server_default=EMPTY),
+    Column("rows_done", BigInteger, nullable=False, server_default=ZERO),
+    Column("bulk_rows_per_s", Float, nullable=False, server_default=ZERO),
     Column(
         "speeds",
         JSONB,
@@ -109,9 +116,9 @@ pools = Table(
     "pools",
     metadata,
     Column("name", String, primary_key=True),
-    Column("rows_done", BigInteger, nullable=False, server_default=_ZERO, comment="by pruned workers"),
-    Column("rows_per_s", Float, nullable=False, server_default=_ZERO, comment="of the last one pruned"),
-    Column("bulk_rows_per_s", Float, nullable=False, server_default=_ZERO, comment="likewise"),
+    Column("rows_done", BigInteger, nullable=False, server_default=ZERO, comment="by pruned workers"),
+    Column("rows_per_s", Float, nullable=False, server_default=ZERO, comment="of the last one pruned"),
+    Column("bulk_rows_per_s", Float, nullable=False, server_default=ZERO, comment="likewise"),
 )
 
 model_speeds = Table(
@@ -128,25 +135,25 @@ jobs = Table(
     Column("id", Uuid, primary_key=True),
     Column("tenant_id", Integer, nullable=False),
     Column("model_id", Integer, nullable=False),
-    Column("lane", _LANE, nullable=False),
-    Column("status", _STATUS, nullable=False),
+    Column("lane", LANE, nullable=False),
+    Column("status", STATUS, nullable=False),
     Column("priority", SmallInteger, nullable=False),
     Column("rank", BigInteger, nullable=False, comment="place in the queue, microseconds; smaller first"),
     Column("rows", Integer, nullable=False),
-    Column("rows_failed", Integer, nullable=False, server_default=_ZERO),
-    Column("attempt", Integer, nullable=False, server_default=_ZERO, comment="the fence: grows at every claim"),
-    Column("failures", SmallInteger, nullable=False, server_default=_ZERO, comment="the budget: crashes alone, errors"),
-    Column("suspect", Boolean, nullable=False, server_default=_FALSE, comment="crashed in company: runs alone"),
-    Column("exposed", Boolean, nullable=False, server_default=_FALSE, comment="alone in a forward pass right now"),
+    Column("rows_failed", Integer, nullable=False, server_default=ZERO),
+    Column("attempt", Integer, nullable=False, server_default=ZERO, comment="the fence: grows at every claim"),
+    Column("failures", SmallInteger, nullable=False, server_default=ZERO, comment="the budget: crashes alone, errors"),
+    Column("suspect", Boolean, nullable=False, server_default=FALSE, comment="crashed in company: runs alone"),
+    Column("exposed", Boolean, nullable=False, server_default=FALSE, comment="alone in a forward pass right now"),
     Column("worker_id", Uuid),
-    Column("created_at", _AT, nullable=False, server_default=_NOW),
-    Column("run_at", _AT, comment="not claimable before; the dispatch chore clears it"),
-    Column("started_at", _AT),
-    Column("finished_at", _AT),
-    Column("deadline_at", _AT),
+    Column("created_at", AT, nullable=False, server_default=NOW),
+    Column("run_at", AT, comment="not claimable before; the dispatch chore clears it"),
+    Column("started_at", AT),
+    Column("finished_at", AT),
+    Column("deadline_at", AT),
     Column("code", String, comment="why it failed"),
     Column("metadata", String, comment="the client's, JSON text"),
-    Column("result_pruned", Boolean, nullable=False, server_default=_FALSE),
+    Column("result_pruned", Boolean, nullable=False, server_default=FALSE),
     Index(
         "jobs_claim",
         "model_id",
@@ -190,7 +197,7 @@ idempotency_keys = Table(
     Column("key", String, primary_key=True),
     Column("body_hash", LargeBinary, nullable=False),
     Column("job_id", Uuid, nullable=False),
-    Column("created_at", _AT, nullable=False, server_default=_NOW),
+    Column("created_at", AT, nullable=False, server_default=NOW),
     Index("idempotency_keys_created_at", "created_at"),
 )
 
@@ -199,8 +206,8 @@ leases = Table(
     metadata,
     Column("name", String, primary_key=True),
     Column("holder", Uuid, nullable=False),
-    Column("lease_until", _AT, nullable=False),
-    Column("since", _AT, nullable=False, server_default=_NOW, comment="when this holder took it"),
+    Column("lease_until", AT, nullable=False),
+    Column("since", AT, nullable=False, server_default=NOW, comment="when this holder took it"),
 )
 
 backlog = Table(
@@ -208,17 +215,17 @@ backlog = Table(
     metadata,
     Column("tenant_id", Integer, primary_key=True),
     Column("model_id", Integer, primary_key=True),
-    Column("lane", _LANE, primary_key=True),
+    Column("lane", LANE, primary_key=True),
     Column("jobs", BigInteger, nullable=False),
     Column("rows", BigInteger, nullable=False),
-    Column("oldest_at", _AT, nullable=False),
+    Column("oldest_at", AT, nullable=False),
 )
 
 chore_marks = Table(
     "chore_marks",
     metadata,
     Column("name", String, primary_key=True),
-    Column("at", _AT, nullable=False, comment="when it last ran whole"),
+    Column("at", AT, nullable=False, comment="when it last ran whole"),
 )
 
 batches = Table(
@@ -227,7 +234,7 @@ batches = Table(
     Column("id", Uuid, primary_key=True),
     Column("tenant_id", Integer, nullable=False),
     Column("kind", String, nullable=False, comment="data_set or requests"),
-    Column("status", _BATCH_STATUS, nullable=False),
+    Column("status", BATCH_STATUS, nullable=False),
     Column("body", LargeBinary, nullable=False, comment="batchline.batch.DataSet or Requests, JSON"),
     Column("model_id", Integer),
     Column("priority", SmallInteger, nullable=False),
@@ -235,33 +242,33 @@ batches = Table(
     Column("metadata", String, comment="the client's, JSON text"),
     Column("parent_id", Uuid, comment="of a retry: the batch whose failed rows it does"),
     Column("schedule_id", Uuid),
-    Column("fire_at", _AT),
+    Column("fire_at", AT),
     Column("input_file_id", Uuid),
     Column("output_file_id", Uuid),
     Column("error_file_id", Uuid),
     Column("errors", String, comment="[batchline.batch.BatchFault], JSON text"),
     Column("note", String, comment="the planner's, JSON text"),
-    Column("created_at", _AT, nullable=False, server_default=_NOW),
-    Column("deadline_at", _AT),
-    Column("in_progress_at", _AT),
-    Column("finalizing_at", _AT),
-    Column("completed_at", _AT),
-    Column("failed_at", _AT),
-    Column("expired_at", _AT),
-    Column("cancelling_at", _AT),
-    Column("cancelled_at", _AT),
-    Column("ended_at", _AT, comment="whichever of the four it was"),
-    Column("paused_at", _AT),
-    Column("held", Boolean, nullable=False, server_default=_FALSE, comment="paused, and no slice can come back"),
+    Column("created_at", AT, nullable=False, server_default=NOW),
+    Column("deadline_at", AT),
+    Column("in_progress_at", AT),
+    Column("finalizing_at", AT),
+    Column("completed_at", AT),
+    Column("failed_at", AT),
+    Column("expired_at", AT),
+    Column("cancelling_at", AT),
+    Column("cancelled_at", AT),
+    Column("ended_at", AT, comment="whichever of the four it was"),
+    Column("paused_at", AT),
+    Column("held", Boolean, nullable=False, server_default=FALSE, comment="paused, and no slice can come back"),
     Column("holder", Uuid, comment="who plans or ends it, or did so last"),
-    Column("lease_until", _AT, comment="nobody else takes it before"),
-    Column("rows_total", BigInteger, nullable=False, server_default=_ZERO, comment="as planned; frozen at the end"),
-    Column("rows_succeeded", BigInteger, nullable=False, server_default=_ZERO, comment="this and below: at the end"),
-    Column("rows_failed", BigInteger, nullable=False, server_default=_ZERO),
-    Column("rows_cancelled", BigInteger, nullable=False, server_default=_ZERO),
-    Column("rows_expired", BigInteger, nullable=False, server_default=_ZERO),
-    Column("slices", Integer, nullable=False, server_default=_ZERO),
-    Column("results_pruned", Boolean, nullable=False, server_default=_FALSE),
+    Column("lease_until", AT, comment="nobody else takes it before"),
+    Column("rows_total", BigInteger, nullable=False, server_default=ZERO, comment="as planned; frozen at the end"),
+    Column("rows_succeeded", BigInteger, nullable=False, server_default=ZERO, comment="this and below: at the end"),
+    Column("rows_failed", BigInteger, nullable=False, server_default=ZERO),
+    Column("rows_cancelled", BigInteger, nullable=False, server_default=ZERO),
+    Column("rows_expired", BigInteger, nullable=False, server_default=ZERO),
+    Column("slices", Integer, nullable=False, server_default=ZERO),
+    Column("results_pruned", Boolean, nullable=False, server_default=FALSE),
     Index("batches_tenant", "tenant_id", "id"),
     Index("batches_open", "status", "id", postgresql_where=text("ended_at IS NULL")),
     Index("batches_paused", "id", postgresql_where=text("ended_at IS NULL AND paused_at IS NOT NULL AND NOT held")),
@@ -279,17 +286,17 @@ slices = Table(
     Column("number", Integer, nullable=False),
     Column("first_row", BigInteger, nullable=False),
     Column("rows", Integer, nullable=False, comment="as planned; as found, once it is finished"),
-    Column("attempt", Integer, nullable=False, server_default=_ZERO, comment="whose progress rows_done is"),
-    Column("rows_done", Integer, nullable=False, server_default=_ZERO),
-    Column("rows_failed", Integer, nullable=False, server_default=_ZERO, comment="of a slice that has ended"),
-    Column("crashes", Integer, nullable=False, server_default=_ZERO, comment="of its process, while it ran alone"),
+    Column("attempt", Integer, nullable=False, server_default=ZERO, comment="whose progress rows_done is"),
+    Column("rows_done", Integer, nullable=False, server_default=ZERO),
+    Column("rows_failed", Integer, nullable=False, server_default=ZERO, comment="of a slice that has ended"),
+    Column("crashes", Integer, nullable=False, server_default=ZERO, comment="of its process, while it ran alone"),
     Column("exposed_from", Integer, comment="row offsets that were last alone in a forward pass"),
     Column("exposed_upto", Integer),
-    Column("died", Boolean, nullable=False, server_default=_FALSE, comment="the process, with these rows exposed"),
+    Column("died", Boolean, nullable=False, server_default=FALSE, comment="the process, with these rows exposed"),
     Column("poison", ARRAY(Integer), nullable=False, server_default=text("'{}'"), comment="row offsets that kill"),
     Column("failed", LargeBinary, comment="batchline.batch.rows_to_bits"),
     Column("staged", String, comment="batchline.batch.Staged, JSON text; only of a slice that was finished"),
-    Column("published", Boolean, nullable=False, server_default=_FALSE),
+    Column("published", Boolean, nullable=False, server_default=FALSE),
     Index("slices_batch", "batch_id", "number", unique=True),
     Index("slices_first_row", "batch_id", "first_row"),
     Index("slices_faulty", "batch_id", postgresql_where=text("rows_failed > 0")),
@@ -315,9 +322,9 @@ files = Table(
     Column("filename", String, nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("blob", String, nullable=False, comment="key in the blob store"),
-    Column("created_at", _AT, nullable=False, server_default=_NOW),
-    Column("expires_at", _AT),
-    Column("deleted_at", _AT),
+    Column("created_at", AT, nullable=False, server_default=NOW),
+    Column("expires_at", AT),
+    Column("deleted_at", AT),
     Index("files_tenant", "tenant_id", "id", postgresql_where=text("deleted_at IS NULL")),
     Index("files_created", "created_at", postgresql_where=text("deleted_at IS NULL")),
     Index("files_expires", "expires_at", postgresql_where=text("deleted_at IS NULL AND expires_at IS NOT NULL")),
@@ -336,8 +343,8 @@ schedules = Table(
     Column("catch_up", String, nullable=False),
     Column("overlap", String, nullable=False),
     Column("enabled", Boolean, nullable=False),
-    Column("created_at", _AT, nullable=False, server_default=_NOW),
-    Column("next_fire_at", _AT),
+    Column("created_at", AT, nullable=False, server_default=NOW),
+    Column("next_fire_at", AT),
     UniqueConstraint("tenant_id", "name"),
     Index("schedules_tenant", "tenant_id", "id"),
     Index("schedules_due", "next_fire_at", postgresql_where=text("enabled AND next_fire_at IS NOT NULL")),
@@ -347,94 +354,11 @@ schedule_runs = Table(
     "schedule_runs",
     metadata,
     Column("schedule_id", Uuid, primary_key=True),
-    Column("fire_at", _AT, primary_key=True),
+    Column("fire_at", AT, primary_key=True),
     Column("outcome", String, nullable=False, comment="submitted, skipped, queued or failed"),
     Column("detail", String, comment="why"),
     Column("batch_id", Uuid),
-    Column("created_at", _AT, nullable=False, server_default=_NOW),
+    Column("created_at", AT, nullable=False, server_default=NOW),
     Index("schedule_runs_old", "created_at"),
     Index("schedule_runs_queued", "schedule_id", "fire_at", postgresql_where=text("outcome = 'queued'")),
-)
-
-launches = Table(
-    "launches",
-    metadata,
-    Column("id", Uuid, primary_key=True, comment="the token of the provider's call, and its tag"),
-    Column("pool", String, nullable=False),
-    Column("provider", String, nullable=False),
-    Column("count", Integer, nullable=False, comment="instances wanted"),
-    Column("total", Integer, nullable=False, comment="of the pool, these included"),
-    Column("created_at", _AT, nullable=False, server_default=_NOW),
-    Column("tries", Integer, nullable=False, server_default=_ZERO, comment="calls that failed"),
-    Column("error", String, nullable=False, server_default=_EMPTY, comment="why, the last time"),
-    Column("settled_at", _AT, comment="the outcome is known"),
-    Index("launches_open", "created_at", postgresql_where=text("settled_at IS NULL")),
-    Index("launches_pool", "pool", "created_at"),
-)
-
-instances = Table(
-    "instances",
-    metadata,
-    Column("id", String, primary_key=True, comment="the provider's name of it"),
-    Column("pool", String, nullable=False),
-    Column("provider", String, nullable=False),
-    Column("launch_id", Uuid),
-    Column("status", _INSTANCE_STATUS, nullable=False),
-    Column("kind", String, nullable=False, comment="what is paid for"),
-    Column("zone", String, nullable=False),
-    Column("market", String, nullable=False, comment="spot or on_demand"),
-    Column("price_per_hour", Float, nullable=False),
-    Column("on_demand_per_hour", Float, nullable=False),
-    Column("launched_at", _AT, nullable=False, server_default=_NOW),
-    Column("registered_at", _AT, comment="its first worker did"),
-    Column("draining_at", _AT),
-    Column("gone_at", _AT),
-    Column("reason", String, nullable=False, server_default=_EMPTY, comment="why it was given up"),
-    Index("instances_open", "pool", "status", postgresql_where=text("status <> 'gone'")),
-    Index("instances_gone", "gone_at", postgresql_where=text("status = 'gone'")),
-    Index("instances_launch", "launch_id"),
-)
-
-scalings = Table(
-    "scalings",
-    metadata,
-    Column("pool", String, primary_key=True),
-    Column("at", _AT, primary_key=True),
-    Column("desired", Integer, nullable=False),
-    Column("reason", String, nullable=False),
-    Column("signals", JSON, nullable=False, comment="{name: number}"),
-    Index("scalings_at", "at"),
-)
-
-worker_hours = Table(
-    "worker_hours",
-    metadata,
-    Column("hour", _AT, primary_key=True, comment="of UTC, by the worker's clock"),
-    Column("machine", String, primary_key=True, comment="the instance; of a worker without one, its own id"),
-    Column("worker_id", Uuid, primary_key=True),
-    Column("tenant_id", Integer, primary_key=True, autoincrement=False, comment="0: nobody's, idle"),
-    Column("model_id", Integer, primary_key=True, autoincrement=False),
-    Column("batch_id", Uuid, primary_key=True, comment="all zeros: of no batch"),
-    Column("pool", String, nullable=False),
-    Column("seconds", Float, nullable=False),
-    Column("price_per_hour", Float, nullable=False, comment="of the pool, when this was reported"),
-    Index(
-        "worker_hours_batch",
-        "batch_id",
-        "hour",
-        postgresql_where=text("batch_id <> '00000000-0000-0000-0000-000000000000'"),
-    ),
-    Index("worker_hours_worker", "worker_id", "hour"),
-)
-
-pool_money = Table(
-    "pool_money",
-    metadata,
-    Column("pool", String, primary_key=True),
-    Column("price_per_hour", Float, nullable=False, server_default=_ZERO, comment="as configured"),
-    Column("budget_per_day", Float),
-    Column("spent_today", Float, nullable=False, server_default=_ZERO),
-    Column("standing", String, nullable=False, comment="well, warned or spent"),
-    Column("bulk_held_until", _AT, comment="no slice of the pool is claimed before"),
-    Column("updated_at", _AT, nullable=False, server_default=_NOW),
 )
