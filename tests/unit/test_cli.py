@@ -90,6 +90,15 @@ def test_the_version_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert capsys.readouterr().out == f"batchline {version('batchline')}\n"
 
 
+def test_python_m_batchline_is_the_command() -> None:
+    """The same commands, called by the same name in what it says, with the same exit codes."""
+    called = [sys.executable, "-m", "batchline"]
+    assert subprocess.check_output([*called, "--version"], text=True) == f"batchline {version('batchline')}\n"
+    wrong = subprocess.run([*called, "wait"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert "Usage: batchline wait" in wrong.stderr
+
+
 def test_the_port_that_up_would_take_is_asked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,0 @@
-"""`python -m batchline.cli`."""
-
-from batchline.cli import main
-
-main()
