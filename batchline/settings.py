@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from batchline import webhook
 from batchline.errors import SettingsError
 
 _BARE = {"database_url", "redis_url"}
@@ -106,6 +107,9 @@ class Settings:
     file_bytes: int = 512 * 2**20
     """Of one uploaded file."""
 
+    webhook_allow: str = ""
+    """Private places that webhooks may lead to: networks and host names, separated by commas. Empty: none."""
+
     autoscaler: str = ""
     """The autoscaler's configuration, a TOML file; without it the autoscaler only says what it would do."""
 
@@ -133,6 +137,10 @@ def _cross_checks(s: Settings) -> typing.Iterator[str]:
         yield f"BATCHLINE_SPOT_NOTICE is {s.spot_notice!r}; it must be imds, http://… or empty."
     if s.connections < 3:
         yield f"BATCHLINE_CONNECTIONS ({s.connections}) must be at least 3."
+    try:
+        webhook.parse_allowed(s.webhook_allow)
+    except ValueError as e:
+        yield f"{webhook.ALLOW_VARIABLE}: {e}."
     for name in ("lease_s", "heartbeat_s", "sweep_s", "dispatch_s", "idle_poll_s", "leader_lease_s", "group_wait_s"):
         if getattr(s, name) <= 0:
             yield f"BATCHLINE_{name.upper()} must be greater than 0."
