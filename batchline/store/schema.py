@@ -26,10 +26,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSON, JSONB
 
-from batchline.store import schema_scaling
+from batchline.store import schema_scaling, schema_webhooks
 from batchline.store.schema_parts import AT, BATCH_STATUS, EMPTY, FALSE, LANE, NOW, STATUS, ZERO, metadata
 
-__all__ = ["metadata", "schema_scaling"]
+__all__ = ["metadata", "schema_scaling", "schema_webhooks"]
 
 tenants = Table(
     "tenants",
@@ -154,6 +154,7 @@ jobs = Table(
     Column("code", String, comment="why it failed"),
     Column("metadata", String, comment="the client's, JSON text"),
     Column("result_pruned", Boolean, nullable=False, server_default=FALSE),
+    Column("webhook", Boolean, nullable=False, server_default=FALSE, comment="webhook_subscriptions has its row"),
     Index(
         "jobs_claim",
         "model_id",
@@ -269,6 +270,7 @@ batches = Table(
     Column("rows_expired", BigInteger, nullable=False, server_default=ZERO),
     Column("slices", Integer, nullable=False, server_default=ZERO),
     Column("results_pruned", Boolean, nullable=False, server_default=FALSE),
+    Column("webhook", Boolean, nullable=False, server_default=FALSE, comment="webhook_subscriptions has its row"),
     Index("batches_tenant", "tenant_id", "id"),
     Index("batches_open", "status", "id", postgresql_where=text("ended_at IS NULL")),
     Index("batches_paused", "id", postgresql_where=text("ended_at IS NULL AND paused_at IS NOT NULL AND NOT held")),
