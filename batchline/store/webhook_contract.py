@@ -108,7 +108,7 @@ class SecretView:
 
 
 class Webhooks(Protocol):
-    """Messages, endpoints and secrets. The first five are the sender's, the rest the API's."""
+    """Messages, endpoints and secrets. The first four are the sender's, the rest the API's."""
 
     def take_due(self, *, limit: int, per_endpoint: int, lease_s: float) -> list[Due]:
         """Take messages that are due, oldest first of each endpoint, the endpoints in turn.
@@ -166,13 +166,6 @@ class Webhooks(Protocol):
 
         Returns:
             How many messages it ended; 0 if it was disabled before.
-        """
-        ...
-
-    def next_due_in_s(self) -> float | None:
-        """Seconds until some message is due, 0 when one is now, None when none waits; what is under way, by its lease.
-
-        A hint for whoever sleeps: it looks at the first few hundred endpoints with messages.
         """
         ...
 
@@ -237,9 +230,10 @@ class Webhooks(Protocol):
         ...
 
     def prune(self, *, kept_s: float) -> int:
-        """One step: messages of so long ago with their attempts, endpoints that nothing names any more.
+        """One step: endpoints of so long ago that nothing names any more; disabled ones too.
 
-        What belongs to a job or a batch goes with it too. Returns how much went; call again until it is 0.
+        Messages and their attempts go with the job or the batch that they are about: see `Chores.prune`,
+        `Batches.prune`. Returns how many went; call again until it is 0.
         """
         ...
 
