@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 import msgspec
 
@@ -38,14 +40,28 @@ class Limits:
 
 
 class Wishes(msgspec.Struct, frozen=True, gc=False):
-    """What a request says of its job beside the rows."""
+    """What is said of a job beside its model and its rows."""
 
+    job_id: uuid.UUID
     priority: int = 5
     ttl_s: float | None = None
     deadline: datetime | None = None
     metadata: str | None = None
     idempotency_key: str | None = None
     body_hash: bytes | None = None
+
+
+class Ready(NamedTuple):
+    """A job to commit, the version that does it, and the one that gets a copy."""
+
+    job: NewJob
+    model: ModelRecord
+    shadow: ModelRecord | None
+
+
+def known_by(job_id: uuid.UUID, idempotency_key: str | None) -> bytes:
+    """What a job is known by to its model's traffic rule: a submit that is repeated gets the version of the first."""
+    return job_id.bytes if idempotency_key is None else idempotency_key.encode()
 
 
 class Admission:
@@ -59,7 +75,7 @@ class Admission:
         self._limits = limits
         self._share = FairShare()
 
-    async def job(self, raw: bytes, principal: Principal, idempotency_key: str | None) -> tuple[NewJob, ModelRecord]:
+    async def job(self, raw: bytes, principal: Principal, idempotency_key: str | None) -> Ready:
         """The job of a POST /v1/jobs.
 
         Raises:
@@ -74,8 +90,10 @@ class Admission:
             raise InvalidRequestError(
                 "The body does not fit.", faults=(Fault("/parameters", "must be empty: no parameter is known"),)
             )
-        model = await self._models.resolve(body.model, body.version)
+        job_id = self.new_id()
+        model = await self._models.resolve(body.model, body.version, known_by(job_id, idempotency_key))
         wishes = Wishes(
+            job_id,
             priority=body.priority,
             ttl_s=body.ttl_s,
             deadline=body.deadline,
@@ -85,7 +103,8 @@ class Admission:
         )
         inputs = body.inputs
         count, payload = await self.off_loop(len(raw), lambda: self._rows(inputs, model))
-        return self.mint(principal, model, count, payload, wishes), model
+        shadow = self._models.known.shadow(body.model, model) if body.version is None else None
+        return Ready(self.mint(principal, model, count, payload, wishes), model, shadow)
 
     async def off_loop(self, size: int, work: Callable[[], tuple[int, bytes]]) -> tuple[int, bytes]:
         """Do the work at once if `size` bytes are few, else in a thread."""
@@ -95,6 +114,10 @@ class Admission:
 
     def _rows(self, inputs: msgspec.Raw, model: ModelRecord) -> tuple[int, bytes]:
         return rows.read(memoryview(inputs), model.spec, max_rows=self._limits.max_rows)
+
+    def new_id(self) -> uuid.UUID:
+        """The id of a job that is about to be minted."""
+        return new_job_id(self._clock.now().timestamp())
 
     def mint(self, principal: Principal, model: ModelRecord, count: int, payload: bytes, wishes: Wishes) -> NewJob:
         """A job of `count` packed rows, ranked and counted in.
@@ -109,7 +132,7 @@ class Admission:
         cost_s = count / self._backlog.rate(model.spec.policy.pool)
         start = now.timestamp() + self._share.ahead_s(principal.tenant_id, self._clock.monotonic(), cost_s)
         return NewJob(
-            id=new_job_id(now.timestamp()),
+            id=wishes.job_id,
             tenant_id=principal.tenant_id,
             model_id=model.id,
             lane=Lane.ONLINE,

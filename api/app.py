@@ -30,14 +30,17 @@ from api.reads import Reads
 from api.refresh import Refresh
 from api.scaling import ScalingRoutes
 from api.services import Services
+from api.shadows import Shadows
+from api.traffic import TrafficRoutes
 from batchline.clock import SystemClock
 from batchline.queue.contract import Finished, Nudger
 from batchline.settings import Settings
-from batchline.store import Store
+from batchline.store import Store, open_store
 from batchline.store.clock import StoreClock
 
 CLOSE_S = 10.0
 _SLACK_S = 0.5
+SHADOW_STATEMENT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,15 @@ def build(settings: Settings, store: Store, nudger: Nudger, hints: Finished) -> 
     # Keys, pings, lists and cancels; with commits, reads and refresh that is six connections at most.
     ask = Asking(threads=3, timeout_s=settings.group_wait_s + _SLACK_S)
     parsing = ThreadPoolExecutor(2, thread_name_prefix="parse")
-    models = Models(store.catalogue.models, ask, clock)
+    models = Models(store.catalogue.models, store.traffic.rules, ask, clock)
     backlog = Backlog(
         store.chores,
         store.workers,
         max_rows_tenant=settings.max_queued_rows_tenant,
         max_rows=settings.max_queued_rows,
     )
+    # One connection more, opened at the first copy, which must not take one from what clients wait for.
+    shadow_store = open_store(settings.database_url, connections=1, statement_timeout_s=SHADOW_STATEMENT_S)
     services = Services(
         settings=settings,
         store=store,
@@ -80,6 +85,7 @@ def build(settings: Settings, store: Store, nudger: Nudger, hints: Finished) -> 
         commits=Commits(
             store.jobs.submit, nudger.nudge, wait_s=settings.group_wait_s, limit_bytes=settings.group_bytes
         ),
+        shadows=Shadows(shadow_store.traffic.copy, nudger.nudge, backlog.shadow_rows, clock),
         reads=Reads(store.jobs, timeout_s=settings.group_wait_s + _SLACK_S),
     )
     refresh = Refresh([clock.refresh, models.refresh, backlog.refresh])
@@ -90,10 +96,12 @@ def build(settings: Settings, store: Store, nudger: Nudger, hints: Finished) -> 
         loop = asyncio.get_running_loop()
         services.commits.start(loop)
         services.reads.start(loop)
+        services.shadows.start(loop)
         refresh.start()
         hints.listen(services.reads.hint)
         yield
         await asyncio.to_thread(_close, services, refresh, nudger, hints)
+        shadow_store.close()
         ask.close()
         parsing.shutdown(wait=False, cancel_futures=True)
 
@@ -104,6 +112,7 @@ def build(settings: Settings, store: Store, nudger: Nudger, hints: Finished) -> 
             *V2Routes(services, health).handlers(),
             *data_routes(services, clock),
             *OpsRoutes(services, health).handlers(),
+            *TrafficRoutes(services).handlers(),
             *ScalingRoutes(services).handlers(),
             *CostRoutes(services, clock).handlers(),
             *openapi.handlers(settings.max_rows),
@@ -119,6 +128,7 @@ def build(settings: Settings, store: Store, nudger: Nudger, hints: Finished) -> 
 
 def _close(services: Services, refresh: Refresh, nudger: Nudger, hints: Finished) -> None:
     services.commits.close(CLOSE_S)
+    services.shadows.close(1.0)
     services.reads.close(1.0)
     refresh.close(1.0)
     nudger.close()

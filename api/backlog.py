@@ -11,6 +11,7 @@ from batchline.job import Lane
 from batchline.model import ModelRecord
 from batchline.store.chores import Backlog as Queued
 from batchline.store.contract import Chores, Workers
+from batchline.traffic import SHADOW_TENANT
 
 COUNT_S = 1.0
 """Counting runs at most this often, and at most a tenth of the time."""
@@ -54,7 +55,11 @@ class Backlog:
             jobs, model_rows = by_model.get(entry.model_id, (0, 0))
             by_model[entry.model_id] = (jobs + entry.jobs, model_rows + entry.rows)
         self.queued, self._by_model = queued, by_model
-        self._rows, self._total, self._before = dict(rows), sum(rows.values()), {}
+        self._rows, self._total, self._before = dict(rows), sum(rows.values()) - rows[SHADOW_TENANT], {}
+
+    def shadow_rows(self) -> int:
+        """How many rows of copies for shadow versions are queued."""
+        return self._rows.get(SHADOW_TENANT, 0)
 
     def rate(self, pool: str) -> float:
         """Rows a second that the pool drains; an assumption while nothing is measured."""

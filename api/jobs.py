@@ -18,7 +18,6 @@ from api.shapes import as_json, job_body, job_json, list_json
 from batchline.batch import parse_batch_id
 from batchline.errors import AlreadyEndedError, NotFoundError, ResultExpiredError
 from batchline.job import TERMINAL, JobView, Status, parse_id
-from batchline.metrics import SUBMITTED
 
 AnyRequest = Request[Any, Any, Any]
 _NO_JOB = "There is no job with this id."
@@ -47,15 +46,12 @@ class JobRoutes:
         check_json(headers)
         preferences = prefer.parse(headers.get(b"prefer"))
         raw = await read_body(call.receive, headers, s.settings.max_body_bytes)
-        job, model = await s.admission.job(raw, principal, key)
-        pool = model.spec.policy.pool
+        job, model, shadow = await s.admission.job(raw, principal, key)
         if not preferences.wait_s:
-            admitted = await s.commits.commit(job, pool)
-            SUBMITTED.labels(model.spec.name).inc()
+            admitted = await s.commit(job, model, shadow)
             return self._accepted(await s.reads.read(admitted.id), preferences)
         with s.reads.watch(job.id) as watch:
-            admitted = await s.commits.commit(job, pool)
-            SUBMITTED.labels(model.spec.name).inc()
+            admitted = await s.commit(job, model, shadow)
             if admitted.id == job.id:
                 view = await watch.wait(preferences.wait_s, call.receive)
                 return self._accepted(view or await s.reads.read(job.id), preferences)

@@ -19,6 +19,7 @@ from api.http import answer
 from api.openapi_costs import COST_OPERATIONS
 from api.openapi_data import BATCH_ID, DATA_OPERATIONS, DATA_SHAPES, refine
 from api.openapi_schedules import SCHEDULE_OPERATIONS, SCHEDULE_SHAPES, refine_schedules
+from api.openapi_traffic import TRAFFIC_OPERATIONS, TRAFFIC_SHAPES, refine_traffic
 from api.operations import KEY, OBJECT, REF, Json, Operation, content, parameter, ref
 from batchline.job import Status
 from batchline.v2_tensors import InferBody
@@ -119,6 +120,7 @@ OPERATIONS = (
         "get", "/v1/models/{model}", "get_model", "Read a model: versions, signature, policy",
         {200: content(OBJECT)}, (404, 503), None, (_MODEL,), "read",
     ),
+    *TRAFFIC_OPERATIONS,
     Operation("get", "/v1/workers", "list_workers", "List workers", {200: content(OBJECT)}, (503,), scope="admin"),
     Operation(
         "get", "/v1/backlog", "get_backlog", "Read how much is queued and running, by pool",
@@ -158,7 +160,7 @@ OPERATIONS = (
 
 def document(max_rows: int) -> Json:
     """The whole OpenAPI document."""
-    shapes = [SubmitBody, JobBody, JobList, Problem, InferBody, *DATA_SHAPES, *SCHEDULE_SHAPES]
+    shapes = [SubmitBody, JobBody, JobList, Problem, InferBody, *DATA_SHAPES, *SCHEDULE_SHAPES, *TRAFFIC_SHAPES]
     _, schemas = msgspec.json.schema_components(shapes, ref_template=REF, schema_hook=_anything)
     submit = cast("Json", schemas["SubmitBody"]["properties"])
     submit["inputs"] = {"type": "array", "minItems": 1, "maxItems": max_rows, "description": "A row: a nested list, an"
@@ -171,6 +173,7 @@ def document(max_rows: int) -> Json:
         job[name] = {"type": [kind, "null"]}
     refine(schemas)
     refine_schedules(schemas)
+    refine_traffic(schemas)
     schemas["V2Error"] = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
     paths: Json = {}
     for operation in OPERATIONS:

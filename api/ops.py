@@ -13,11 +13,12 @@ from prometheus_client.exposition import choose_encoder
 
 from api.http import answer, headers_of
 from api.services import Services
+from api.traffic import shown
 from batchline.errors import BatchlineError, NotFoundError, StoreUnavailableError
 from batchline.metrics import REGISTRY
-from batchline.model import ModelRecord
 from batchline.store.health import read_schema
 from batchline.store.migrations import head
+from batchline.traffic import Versions
 
 AnyRequest = Request[Any, Any, Any]
 _PING_FRESH_S = 1.0
@@ -86,18 +87,20 @@ class OpsRoutes:
 
     async def models(self, request: AnyRequest) -> ASGIResponse:
         await self._s.keys.check(headers_of(request.scope), "read")
-        data = [_model(self._s.models.versions(name)) for name in self._s.models.names()]
+        known = self._s.models.known
+        data = [_model(known, name) for name in known.names()]
         return answer(200, msgspec.json.encode({"object": "list", "data": data}))
 
     async def model(self, request: AnyRequest) -> ASGIResponse:
         await self._s.keys.check(headers_of(request.scope), "read")
-        record = await self._s.models.resolve(request.path_params["model"], None)
-        return answer(200, msgspec.json.encode(_model(self._s.models.versions(record.spec.name))))
+        record = await self._s.models.resolve(request.path_params["model"], "latest")
+        return answer(200, msgspec.json.encode(_model(self._s.models.known, record.spec.name)))
 
     async def workers(self, request: AnyRequest) -> ASGIResponse:
         await self._s.keys.check(headers_of(request.scope), "admin")
         views = await self._s.ask(self._s.store.workers.list)
-        refs = {r.id: r.spec.ref for name in self._s.models.names() for r in self._s.models.versions(name)}
+        known = self._s.models.known
+        refs = {r.id: r.spec.ref for name in known.names() for r in known.of(name)}
         data = [
             {
                 "id": str(w.id),
@@ -124,17 +127,17 @@ class OpsRoutes:
         return answer(200, msgspec.json.encode({"object": "list", "data": data}))
 
 
-def _model(records: list[ModelRecord]) -> dict[str, object]:
-    if not records:
+def _model(known: Versions, name: str) -> dict[str, object]:
+    records, rule = known.of(name), known.rule(name)
+    if rule is None:
         raise NotFoundError("There is no such model.")
-    last = records[-1]
     return {
-        "id": last.spec.name,
+        "id": name,
         "object": "model",
         "created": int(records[0].created_at_s),
         "owned_by": "batchline",
-        "aliases": {"production": last.spec.version},
-        "traffic": {"production": last.spec.version, "canary": None, "shadow": None},
+        "aliases": {alias: str(version) for alias, version in known.aliases(name).items()},
+        "traffic": shown(rule),
         "versions": [
             {
                 "version": r.spec.version,

@@ -15,7 +15,10 @@ from api.backlog import Backlog
 from api.catalogue import Models
 from api.commits import Commits
 from api.reads import Reads
-from batchline.job import TERMINAL, JobView
+from api.shadows import Shadows
+from batchline.job import TERMINAL, Admitted, JobView, NewJob
+from batchline.metrics import SUBMITTED
+from batchline.model import ModelRecord
 from batchline.settings import Settings
 from batchline.store import Store
 
@@ -33,13 +36,22 @@ class Services:
     backlog: Backlog
     admission: Admission
     commits: Commits
+    shadows: Shadows
     reads: Reads
+
+    async def commit(self, job: NewJob, model: ModelRecord, shadow: ModelRecord | None) -> Admitted:
+        """Commit a job of a model; a new one goes to its shadow too. Raises as `Commits.commit`."""
+        admitted = await self.commits.commit(job, model.spec.policy.pool)
+        SUBMITTED.labels(model.spec.name).inc()
+        if shadow is not None and admitted.id == job.id:
+            self.shadows.offer(job, shadow)
+        return admitted
 
     def eta_s(self, view: JobView) -> float | None:
         """About how many seconds a queued job has to go."""
         if view.position is None:
             return None
-        record = next((r for r in self.models.versions(view.model) if r.spec.version == view.version), None)
+        record = next((r for r in self.models.known.of(view.model) if r.spec.version == view.version), None)
         return self.backlog.eta_s(record.id, record.spec.policy.pool, view.position) if record else None
 
     async def ended(self, job_id: uuid.UUID, wait_s: float, receive: Receive) -> JobView | None:

@@ -13,6 +13,12 @@ REQUESTS = Counter(
     "batchline_http_requests_total", "Answers, by route and status", ["route", "status"], registry=REGISTRY
 )
 SUBMITTED = Counter("batchline_jobs_submitted_total", "Jobs answered with 202 or 200", ["model"], registry=REGISTRY)
+SHADOWS = Counter(
+    "batchline_shadows_total",
+    "Copies of jobs for a shadow version, by outcome: sent, or dropped for backlog, full (this process), trouble",
+    ["model", "outcome"],
+    registry=REGISTRY,
+)
 REFUSED = Counter("batchline_jobs_refused_total", "Submits refused, by error code", ["code"], registry=REGISTRY)
 GROUP_SIZE = Histogram("batchline_commit_group_jobs", "Jobs per group commit", registry=REGISTRY, buckets=_ROWS)
 COMMIT_SECONDS = Histogram("batchline_commit_seconds", "Time of one group commit", registry=REGISTRY, buckets=_SECONDS)
@@ -51,6 +57,16 @@ EXPEDITED = Counter(
     "batchline_slices_expedited_total", "Slices put first since their deadline is near", ["pool"], registry=REGISTRY
 )
 LEADER = Gauge("batchline_scheduler_leader", "1 while this process is the leader", registry=REGISTRY)
+
+WEBHOOK_ATTEMPTS = Counter(
+    "batchline_webhook_attempts_total",
+    "Attempts to deliver a webhook, by outcome: delivered, again (tried later), given_up, gone (410: disabled)",
+    ["outcome"],
+    registry=REGISTRY,
+)
+WEBHOOKS_IN_FLIGHT = Gauge(
+    "batchline_webhooks_in_flight", "Webhooks that this process is sending now", registry=REGISTRY
+)
 
 BUDGET = Gauge(
     "batchline_budget_per_day", "Budget of a day (UTC) of the pool; infinite without one", ["pool"], registry=REGISTRY

@@ -10,9 +10,8 @@ from batchline.errors import Fault, NotFoundError
 from batchline.model import ModelRecord
 from batchline.store import Store
 from batchline.store.batch_contract import FileView
+from batchline.traffic import Versions
 
-ALIASES = ("production", "latest")
-"""Both mean the highest version."""
 _KNOWN_S = 1.0
 
 
@@ -22,41 +21,39 @@ class Finds:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self._versions: dict[str, dict[int, ModelRecord]] = {}
+        self._known = Versions()
         self._read_at = float("-inf")
 
-    def model(self, name: str, version: str | int | None) -> ModelRecord:
-        """The version that is meant: a number, an alias, or None for the highest.
+    def model(self, name: str, version: str | int | None, by: bytes | None = None) -> ModelRecord:
+        """The version that is meant: a number, an alias, or None for what the model's traffic rule says.
+
+        Args:
+            name: of the model.
+            version: which.
+            by: what is asked for it is known by, for the rule; None: production takes it.
 
         Raises:
             NotFoundError: with the pointer /model or /version.
         """
-        versions = self._fresh().get(name)
-        if not versions:
+        known = self._fresh()
+        if not known.of(name):
             raise NotFoundError(
                 f"There is no model {name[:100]!r} here.", faults=(Fault("/model", "is no model here"),)
             )
-        if version is None or version in ALIASES:
-            return versions[max(versions)]
-        text = str(version)
-        found = versions.get(int(text)) if text.isascii() and text.isdigit() and len(text) < 10 else None
+        found = known.find(name, version, by)
         if found is None:
-            have = ", ".join(str(number) for number in sorted(versions))
-            raise NotFoundError(
-                f"The model {name} has no version {text[:20]!r}.",
-                faults=(Fault("/version", f"must be {have} or production"),),
-            )
+            told = known.must_be(name, version, by)
+            asked = f"The version of {name}" if version is None else f"The version {str(version)[:20]!r} of {name}"
+            raise NotFoundError(f"{asked} {told}.", faults=(Fault("/version", told),))
         return found
 
     def file(self, file_id: uuid.UUID) -> FileView | None:
         """A file of any tenant."""
         return self._store.files.read(file_id)
 
-    def _fresh(self) -> dict[str, dict[int, ModelRecord]]:
+    def _fresh(self) -> Versions:
         with self._lock:
             if time.monotonic() - self._read_at > _KNOWN_S:
-                versions: dict[str, dict[int, ModelRecord]] = {}
-                for record in self._store.catalogue.models():
-                    versions.setdefault(record.spec.name, {})[int(record.spec.version)] = record
-                self._versions, self._read_at = versions, time.monotonic()
-            return self._versions
+                rules = self._store.traffic.rules()  # first: no rule names a version that is not there yet
+                self._known, self._read_at = Versions(self._store.catalogue.models(), rules), time.monotonic()
+            return self._known

@@ -139,14 +139,14 @@ class Planner:
                 slice_rows=self._settings.slice_rows,
                 max_line_bytes=self._settings.max_body_bytes,
             )
-            record = self._named(checked)
+            record = self._named(batch, checked)
             pieces = (Piece(file.uri, file.version, (s.start, s.end), s.rows) for s in checked.stretches)
             groups = put_together(pieces, self._settings.slice_rows)
         slices = list(slices_of(batch.id, groups, self._pace(batch, record)))
         return record, slices, _note(slices, {}, record)
 
-    def _named(self, checked: request_lines.Checked) -> ModelRecord:
-        """The model of all lines.
+    def _named(self, batch: BatchView, checked: request_lines.Checked) -> ModelRecord:
+        """The model of all lines; without a version the batch as a whole is the canary's or production's.
 
         Raises:
             RefusedError: lines are at fault, or there is no such model.
@@ -154,7 +154,7 @@ class Planner:
         if checked.faults:
             raise RefusedError(checked.faults)
         try:
-            return self._finds.model(checked.model, checked.version)
+            return self._finds.model(checked.model, checked.version, batch.id.bytes)
         except NotFoundError as e:
             fault = BatchFault("model_not_found", e.detail, checked.model_line, "body.model")
             raise RefusedError([fault]) from None

@@ -31,6 +31,8 @@ _LONGEST_EMPTY_S = 2.0
 """Yet no longer is waited for the next one: Postgres may merely be slow, and what came back waits below the floor."""
 _SLACK_US = 200_000
 """By how much of rank a job may be committed after those behind it."""
+_FAR_US = 1_800_000_000
+"""So far ahead of the clock rank copies of jobs for shadow versions, and hardly anything else."""
 _LOADED_BONUS_US = 1_000_000
 """By how much of rank a loaded model goes before one that must be loaded first."""
 _DOUBT_S = 60.0
@@ -99,7 +101,10 @@ class _Known:
             self.whole_at, self.whole_s = self.at, (self.whole_s[1], self.at - started)
         normal = [h for h in heads if not h.suspect]
         if normal:
-            lowest = min(h.rank for h in normal) - _SLACK_US
+            lowest = min(h.rank for h in normal)
+            now = int(time.time() * 1e6)
+            # While only copies wait, what clients submit next ranks before them and must not wait for a look at all.
+            lowest = (now if lowest > now + _FAR_US else lowest) - _SLACK_US
             self.lowest = lowest if whole else max(self.lowest, lowest)
         for h in normal:
             self.floors[h.model_id] = h.rank - _SLACK_US if whole else min(self.floors.get(h.model_id, 0), h.rank)

@@ -22,6 +22,8 @@ from batchline.store import (
     jobs,
     schedules,
     slices,
+    traffic,
+    traffic_contract,
     workers,
 )
 from batchline.store.postgres import Database
@@ -29,7 +31,7 @@ from batchline.store.postgres import Database
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Thirteen rooms over one pool of connections; a process takes the rooms it needs."""
+    """Fourteen rooms over one pool of connections; a process takes the rooms it needs."""
 
     db: Database
     jobs: contract.Jobs
@@ -45,6 +47,7 @@ class Store:
     instances: instance_contract.Instances
     costs: cost_contract.CostRoom
     deadlines: expedite_contract.Deadlines
+    traffic: traffic_contract.Traffic
 
     def close(self) -> None:
         self.db.close()
@@ -72,4 +75,5 @@ def store_on(db: Database) -> Store:
         instances.Instances(db),
         costs.CostRoom(db),
         expedite.Deadlines(db),
+        traffic.Traffic(db),
     )

@@ -15,6 +15,7 @@ def prune(settings: Settings, store: Store) -> Chore:
             jobs_kept_s=settings.jobs_kept_s,
             keys_kept_s=settings.idempotency_kept_s,
         )
-        return max(batches, jobs, store.costs.prune(kept_s=settings.costs_kept_s))
+        shadows = store.traffic.prune(kept_s=settings.jobs_kept_s)
+        return max(batches, jobs, shadows, store.costs.prune(kept_s=settings.costs_kept_s))
 
     return Chore("prune", 60.0, step, portion=store.chores.STEP)

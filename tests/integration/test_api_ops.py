@@ -26,5 +26,5 @@ def test_a_model_tells_who_gets_its_traffic(api: Running) -> None:
     """All of it goes to the production version; the list has the same fields."""
     model = api.call("GET", "/v1/models/digits").json()
     assert model["traffic"] == {"production": "2", "canary": None, "shadow": None}
-    assert model["aliases"] == {"production": "2"}
+    assert model["aliases"] == {"production": "2", "latest": "2"}
     assert model in api.call("GET", "/v1/models").json()["data"]

@@ -47,6 +47,9 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
+    def time(self) -> float:
+        return self.now
+
 
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
@@ -167,3 +170,18 @@ def test_lanes_have_floors_of_their_own(clock):
     for lane in Lane:
         assert claimer.choose(WORKER, lane, lambda _: True, may_load=True) == queues.heads_of[lane][0]
         assert claimer.claim(WORKER, MODEL, lane, rows=1).jobs
+
+
+def test_copies_that_wait_hide_nothing_that_is_submitted_after_them(clock):
+    """Copies for shadows rank an hour ahead: a floor up there would hide the next client's job from most looks."""
+    queues = Queues(clock)
+    copies = Head(2, NOW_US + 3_600_000_000, False)
+    queues.heads_of[Lane.ONLINE] = [copies]
+    claimer = Claimer(queues, "cpu", list)
+    assert claimer.choose(WORKER, Lane.ONLINE, lambda _: True, may_load=True) == copies
+    clock.now += 0.1
+    new = Head(1, int(clock.now * 1e6), False)
+    queues.heads_of[Lane.ONLINE] = [new, copies]
+    clock.now += 0.1
+    assert claimer.choose(WORKER, Lane.ONLINE, lambda _: True, may_load=True) == new
+    assert queues.floors.count(0) == 1
