@@ -13,7 +13,7 @@ from batchline.client.batch_results import BatchInfo
 from batchline.client.batches import AsyncBatch, Batch
 from batchline.client.calls import SubmitOptions
 from batchline.client.clients import AsyncClient, Client
-from batchline.client.results import Job, Model, ModelVersion, RowError, Timings
+from batchline.client.results import Job, Model, ModelVersion, RowError, Timings, Traffic
 
 __all__ = [
     "AsyncBatch",
@@ -28,4 +28,5 @@ __all__ = [
     "RowError",
     "SubmitOptions",
     "Timings",
+    "Traffic",
 ]

@@ -22,7 +22,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from batchline.client.results import Job, JobPage, Model, ModelPage
+from batchline.client.results import Job, JobPage, Model, ModelPage, Traffic
 from batchline.client.retries import Failure, decide, poll_wait_s, retry_after_s
 from batchline.clock import Clock
 from batchline.errors import (
@@ -206,6 +206,26 @@ class Calls:
     def model(self, name: str) -> Call[Model]:
         return self.typed(Model, "GET", f"/v1/models/{quote(name, safe='')}")
 
+    def traffic(self, name: str) -> Call[Traffic]:
+        return self.typed(Traffic, "GET", _traffic_path(name))
+
+    def set_traffic(
+        self,
+        name: str,
+        production: str | int,
+        canary: str | int | None,
+        percent: float | None,
+        shadow: str | int | None,
+    ) -> Call[Traffic]:
+        if (canary is None) != (percent is None):
+            raise InvalidRequestError("A canary has a version and a percent: give both or neither.")
+        share = None if canary is None else {"version": canary, "percent": percent}
+        body = {"production": production, "canary": share, "shadow": shadow}
+        return self.typed(Traffic, "PUT", _traffic_path(name), encode(body))
+
+    def reset_traffic(self, name: str) -> Call[Traffic]:
+        return self.typed(Traffic, "DELETE", _traffic_path(name))
+
     def request(self, method: str, path: str, body: object = None) -> Call[object]:
         content = None if body is None else encode(body)
         answer = yield from self.answer(method, path, content, {})
@@ -315,6 +335,10 @@ def _job_path(job_id: str) -> str:
     if not job_id:
         raise NotFoundError("There is no job with an empty id.")
     return f"/v1/jobs/{quote(job_id, safe='')}"
+
+
+def _traffic_path(name: str) -> str:
+    return f"/v1/models/{quote(name, safe='')}/traffic"
 
 
 _BY_CODE = {kind.code: kind for kind in HTTP_STATUS}

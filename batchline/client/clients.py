@@ -15,7 +15,7 @@ from batchline.client.batch_calls import BatchCalls, BatchOptions
 from batchline.client.batch_results import BatchInfo, BatchPage
 from batchline.client.batches import AsyncBatch, Batch
 from batchline.client.calls import PAGE, Answer, Call, Calls, Lost, Send, SubmitOptions, Upload
-from batchline.client.results import Job, JobPage, Model, Output, RowError, each_row
+from batchline.client.results import Job, JobPage, Model, Output, RowError, Traffic, each_row
 from batchline.client.schedules import AsyncSchedules, Schedules
 from batchline.clock import Clock, SystemClock
 from batchline.errors import InvalidRequestError, UnauthorizedError
@@ -222,6 +222,34 @@ class Client:
         """One model with all its versions."""
         return self._run(self._calls.model(name))
 
+    def traffic(self, name: str) -> Traffic:
+        """Which version of a model takes the jobs that name none, and how its versions did lately."""
+        return self._run(self._calls.traffic(name))
+
+    def set_traffic(
+        self,
+        name: str,
+        production: str | int,
+        *,
+        canary: str | int | None = None,
+        percent: float | None = None,
+        shadow: str | int | None = None,
+    ) -> Traffic:
+        """Set the whole rule of a model; what is not given is switched off. Needs the scope admin.
+
+        Args:
+            name: of the model.
+            production: the version that takes the jobs that name none.
+            canary: takes `percent` of them instead.
+            percent: 0 to 100.
+            shadow: gets a copy of each, unseen by whoever submits.
+        """
+        return self._run(self._calls.set_traffic(name, production, canary, percent, shadow))
+
+    def reset_traffic(self, name: str) -> Traffic:
+        """Go back to the highest version taking all jobs. Needs the scope admin."""
+        return self._run(self._calls.reset_traffic(name))
+
     def request(self, method: str, path: str, body: object = None) -> object:
         """Any other route: its JSON answer, with the same retries; a body is repeated as it is."""
         return self._run(self._calls.request(method, path, body))
@@ -336,6 +364,26 @@ class AsyncClient:
     async def model(self, name: str) -> Model:
         """See `Client.model`."""
         return await self._run(self._calls.model(name))
+
+    async def traffic(self, name: str) -> Traffic:
+        """See `Client.traffic`."""
+        return await self._run(self._calls.traffic(name))
+
+    async def set_traffic(
+        self,
+        name: str,
+        production: str | int,
+        *,
+        canary: str | int | None = None,
+        percent: float | None = None,
+        shadow: str | int | None = None,
+    ) -> Traffic:
+        """See `Client.set_traffic`."""
+        return await self._run(self._calls.set_traffic(name, production, canary, percent, shadow))
+
+    async def reset_traffic(self, name: str) -> Traffic:
+        """See `Client.reset_traffic`."""
+        return await self._run(self._calls.reset_traffic(name))
 
     async def request(self, method: str, path: str, body: object = None) -> object:
         """See `Client.request`."""

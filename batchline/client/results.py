@@ -105,6 +105,53 @@ class Model(msgspec.Struct, frozen=True):
     """Who gets the rows of jobs that name no version: `production`, `canary`, `shadow`."""
 
 
+class Canary(msgspec.Struct, frozen=True):
+    """A version that takes a part of production's jobs."""
+
+    version: str
+    percent: float
+
+
+class VersionStats(msgspec.Struct, frozen=True):
+    """What became of the jobs of a version that were submitted within the window; milliseconds are those of predict."""
+
+    version: str
+    jobs: int
+    failed: int
+    p50_ms: float | None = None
+    p95_ms: float | None = None
+
+
+class Compared(msgspec.Struct, frozen=True):
+    """Copies for the shadow that were compared with the jobs of clients, and how many agree."""
+
+    pairs: int
+    agree: int
+
+
+class Lately(msgspec.Struct, frozen=True):
+    """How the versions did within the last `window_s` seconds."""
+
+    window_s: float
+    production: VersionStats
+    canary: VersionStats | None = None
+    shadow: VersionStats | None = None
+    compared: Compared | None = None
+
+
+class Traffic(msgspec.Struct, frozen=True):
+    """Which version of a model takes the jobs that name none."""
+
+    model: str
+    production: str
+    canary: Canary | None = None
+    shadow: str | None = None
+    updated_at: datetime | None = None
+    """None: no rule is set, and production is the highest version."""
+    lately: Lately | None = None
+    """Only where it was asked for."""
+
+
 class ModelPage(msgspec.Struct, frozen=True):
     """GET /v1/models."""
 
