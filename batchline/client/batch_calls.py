@@ -11,6 +11,7 @@ from typing import Literal, TypedDict
 from urllib.parse import quote, urlencode
 
 from batchline.client.batch_results import BatchInfo, BatchPage, LinePage, UploadedFile
+from batchline.client.batch_tables import Outputs
 from batchline.client.calls import Call, Calls, encode
 from batchline.client.data_sets import given
 from batchline.errors import InvalidRequestError, NotFoundError, TimedOutError
@@ -64,7 +65,8 @@ class BatchCalls:
 
     def create(self, model: str, data: object, options: BatchOptions) -> Call[BatchInfo]:
         told = dict(options)
-        source = given(data, key=options.get("key"))
+        named = {*options.get("keep", ()), *options.get("columns", ()), options.get("key", "")}
+        source = given(data, named=named)
         wanted = source.input | {n: told[n] for n in ("key", "columns", "format", "where") if n in told}
         body: dict[str, object] = {"model": model, "input": wanted}
         output = _output(options)
@@ -86,6 +88,17 @@ class BatchCalls:
 
     def get(self, batch_id: str) -> Call[BatchInfo]:
         return self.calls.typed(BatchInfo, "GET", _path(batch_id))
+
+    def outputs(self, info: BatchInfo) -> Call[Outputs | None]:
+        """What the model of a batch declares to give; None when it is gone, or the lines name their models."""
+        if not info.model or info.version is None:
+            return None
+        try:
+            model = yield from self.calls.model(info.model)
+        except NotFoundError:
+            return None
+        meant = model.aliases.get(info.version, info.version)
+        return next((version.outputs for version in model.versions if version.version == meant), None)
 
     def act(self, batch_id: str, what: Literal["cancel", "pause", "resume", "retry"]) -> Call[BatchInfo]:
         headers = {"Idempotency-Key": uuid.uuid4().hex} if what == "retry" else {}

@@ -1,9 +1,9 @@
-"""What the SDK tells of batches: the batch as a frozen value, its result lines as rows or as an Arrow table."""
+"""What the SDK tells of batches: the batch as a frozen value, its result lines as rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import msgspec
 
@@ -11,11 +11,6 @@ from batchline.batch import BATCH_TERMINAL, BatchFault, BatchStatus
 from batchline.client.results import Output, RowError
 from batchline.errors import BatchlineError
 from batchline.wire import BatchErrors, BatchRows, BatchSlices
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-_NON_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 
 
 class BatchInfo(msgspec.Struct, frozen=True):
@@ -107,7 +102,6 @@ class _Fault(msgspec.Struct):
 
 
 _LINE = msgspec.json.Decoder(dict[str, object])
-_ROWS = msgspec.json.Decoder(list[dict[str, object]])
 
 
 def each_line(page: LinePage) -> Iterator[Output | RowError]:
@@ -119,62 +113,6 @@ def each_line(page: LinePage) -> Iterator[Output | RowError]:
             yield RowError(cast("int", row["row"]), fault.code, fault.message)
         else:
             yield row
-
-
-class Tables:
-    """Pages of result lines as one Arrow table: a column for each field; `error` tells of rows that have no output."""
-
-    def __init__(self) -> None:
-        self._pages: list[pa.Table] = []
-
-    def add(self, page: LinePage) -> None:
-        """Append a page; one that looks like the first is read by Arrow itself, which is many times as fast."""
-        if not page.lines:
-            return
-        table = self._alike(page) if self._pages else None
-        self._pages.append(_table(page.lines) if table is None else table)
-
-    def table(self) -> pa.Table:
-        pa = arrow()
-        if not self._pages:
-            return pa.table({"row": pa.array([], pa.int64())})
-        return pa.concat_tables(self._pages, promote_options="permissive")
-
-    def _alike(self, page: LinePage) -> pa.Table | None:
-        import pyarrow.json as pajson  # noqa: PLC0415 - the SDK loads pyarrow for whoever asks for a table
-
-        pa = arrow()
-        options = pajson.ParseOptions(
-            explicit_schema=self._pages[0].schema, newlines_in_values=False, unexpected_field_behavior="error"
-        )
-        text = b"\n".join(page.lines)
-        try:
-            return pajson.read_json(pa.BufferReader(text), pajson.ReadOptions(block_size=len(text) + 1), options)
-        except pa.ArrowInvalid:
-            return None
-
-
-def _table(lines: Sequence[bytes]) -> pa.Table:
-    rows = _ROWS.decode(b"[" + b",".join(lines) + b"]")
-    names = dict.fromkeys(name for row in rows for name in row)
-    return arrow().table({name: _array([row.get(name) for row in rows]) for name in names})
-
-
-def _array(values: list[Any]) -> Any:
-    """A column; where numbers stand beside `NaN`, `Infinity` and `-Infinity`, these are numbers too."""
-    pa = arrow()
-    try:
-        array = pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return pa.array([_number(v) for v in values])
-    texts = pa.types.is_string(array.type) and set(values) - {None} <= _NON_FINITE.keys()
-    return pa.array([_number(v) for v in values]) if texts else array
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_number(v) for v in cast("list[Any]", value)]
-    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
 
 
 def arrow() -> Any:

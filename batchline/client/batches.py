@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from batchline.client.batch_calls import LINES, BatchCalls, Progress, poll_s
-from batchline.client.batch_results import BatchInfo, LinePage, Tables, each_line
+from batchline.client.batch_results import BatchInfo, LinePage, each_line
+from batchline.client.batch_tables import Tables
 from batchline.client.calls import Call
 from batchline.client.progress import watching
 from batchline.client.results import Output, RowError
@@ -105,12 +106,16 @@ class Batch(_Held):
     def to_arrow(self) -> pa.Table:
         """All result rows as one Arrow table; waits for the batch to end.
 
-        Rows without a result have nulls and an `error` {code, message}.
+        Columns are `row`, the key, kept columns, outputs in the types that the model declares, and `error`
+        {code, message}: of rows without a result, whose outputs are null.
 
         Raises: as `results`.
         """
-        tables = Tables()
-        for page in self._pages():
+        pages = self._pages()
+        first = next(pages)
+        tables = Tables(self._run(self._calls.outputs(self.info)))
+        tables.add(first)
+        for page in pages:
             tables.add(page)
         return tables.table()
 
@@ -179,8 +184,11 @@ class AsyncBatch(_Held):
 
     async def to_arrow(self) -> pa.Table:
         """See `Batch.to_arrow`."""
-        tables = Tables()
-        async for page in self._pages():
+        pages = self._pages()
+        first = await anext(pages)
+        tables = Tables(await self._run(self._calls.outputs(self.info)))
+        tables.add(first)
+        async for page in pages:
             tables.add(page)
         return tables.table()
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from batchline.client.batch_results import arrow
 from batchline.client.calls import Upload, encode
+from batchline.client.frames import columns_of, is_array, is_column, is_table, parquet, tells_in_json
 from batchline.errors import InvalidRequestError
 
 _INLINE_ROWS = 1000
 _INLINE_BYTES = 2**20
+_INPUTS = ("uri", "table", "rows", "file_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,30 +24,34 @@ class Given:
     upload: Upload | None = None
 
 
-def given(data: object, *, key: str | None) -> Given:
+def given(data: Any, *, named: Collection[str]) -> Given:
     """How to send `data`.
 
     Args:
         data: a URI (`s3://…`, `file://…`, read by the server); a path of a file here, which is uploaded; a table of
             pandas, polars, pyarrow or whatever else speaks Arrow, uploaded as Parquet; a numpy array or a list of
             rows; or an `input` as the API takes it: `{"table": "public.users", "key": "id"}`.
-        key: the column that names a row; an index of pandas with this name counts as a column.
+        named: key, kept and chosen columns; a level of the index of pandas with such a name counts as a column.
 
     Raises:
         InvalidRequestError: it is none of these, or no such file.
     """
     if isinstance(data, Mapping):
-        return Given(dict(cast("Mapping[str, object]", data)))
+        return Given(_input(cast("Mapping[str, object]", data)))
     if isinstance(data, Upload):
         return Given({}, data)
     if isinstance(data, str) and "://" in data:
         return Given({"uri": data})
     if isinstance(data, str | Path):
         return Given({}, _local(Path(data)))
-    if hasattr(data, "to_frame") and not hasattr(data, "columns"):
-        raise InvalidRequestError(f"A {type(data).__name__} is one column of a table: give what its to_frame() makes.")
-    if hasattr(data, "__arrow_c_stream__") or hasattr(data, "__arrow_c_array__") or _is_pandas(data):
-        return Given({"format": "parquet"}, Upload("table.parquet", _parquet(data, key)))
+    if is_column(data):
+        raise InvalidRequestError(
+            f"A {type(data).__name__} is one column of a table: give a table, such as its to_frame() makes."
+        )
+    if is_table(data):
+        return Given({"format": "parquet"}, Upload("table.parquet", parquet(data, named)))
+    if is_array(data) and (len(data) > _INLINE_ROWS or data.nbytes > _INLINE_BYTES // 4 or not tells_in_json(data)):
+        return Given({"format": "parquet"}, Upload("table.parquet", parquet(columns_of(data), ())))
     rows = _rows(data)
     text = encode(rows)
     if len(rows) <= _INLINE_ROWS and len(text) <= _INLINE_BYTES:
@@ -65,49 +69,25 @@ def _local(path: Path) -> Upload:
     return Upload(path.name, path)
 
 
-def _is_pandas(data: object) -> bool:
-    return type(data).__module__.partition(".")[0] == "pandas" and hasattr(data, "columns")
-
-
-def _parquet(data: Any, key: str | None) -> bytes:
-    pa = arrow()
-    import pyarrow.parquet as pq  # noqa: PLC0415 - the SDK loads pyarrow for whoever hands it a table
-
-    try:
-        if _is_pandas(data):
-            if data.index.nlevels > 1 and key in data.index.names:
-                data = data.reset_index(level=key)
-            table = pa.Table.from_pandas(data, preserve_index=key is not None and data.index.name == key)
-        else:
-            table = data if isinstance(data, pa.Table) else pa.table(data)
-        out = io.BytesIO()
-        # Without the metadata, which may name anything of the program that made the table.
-        pq.write_table(_writable(table).replace_schema_metadata(None), out, compression="zstd")
-    except (TypeError, ValueError, NotImplementedError) as e:
-        raise InvalidRequestError(f"The table cannot be read: {e}.") from e
-    return out.getvalue()
-
-
-def _writable(table: Any) -> Any:
-    """The table with the categories of polars as plain texts: Parquet's writer does not know dictionaries of views."""
-    pa = arrow()
-    for at, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type) and pa.types.is_string_view(field.type.value_type):
-            kind = pa.dictionary(field.type.index_type, pa.string())
-            chunks = [
-                pa.DictionaryArray.from_arrays(chunk.indices, pa.array(chunk.dictionary.to_pylist(), pa.string()))
-                for chunk in table.column(at).chunks
-            ]
-            table = table.set_column(at, field.name, pa.chunked_array(chunks, kind))
-    return table
+def _input(data: Mapping[str, object]) -> dict[str, object]:
+    if data.keys().isdisjoint(_INPUTS):
+        raise InvalidRequestError(
+            f"A dict is an `input` as the API takes it, with one of {', '.join(_INPUTS)}; of columns make a table, as"
+            " pandas.DataFrame(…) or pyarrow.table(…) do."
+        )
+    return dict(data)
 
 
 def _rows(data: Any) -> Sequence[object]:
+    if getattr(getattr(data, "dtype", None), "kind", "") in ("m", "M"):  # some of them would become plain numbers
+        raise InvalidRequestError(f"An array of {data.dtype} is no array of numbers: make such of it.")
     rows = data.tolist() if hasattr(data, "tolist") else data
     if isinstance(rows, str | bytes) or not isinstance(rows, Sequence):
-        raise InvalidRequestError(
-            f"A {type(data).__name__} is no data set: give a URI, a path, a table or a list of rows."
-        )
+        kind = type(data).__name__
+        todo = "give what its collect() makes" if hasattr(data, "collect") else "give a URI, a path, a table or a list"
+        if isinstance(data, Iterator):
+            todo = "make a list of it, or write a file"
+        raise InvalidRequestError(f"{'An' if kind[0] in 'aeiou' else 'A'} {kind} is no data set: {todo}.")
     if not rows:
         raise InvalidRequestError("There are no rows.")
     return cast("Sequence[object]", rows)

@@ -45,6 +45,8 @@ class World:
         self.clock = FakeClock()
         self.answers = list(answers)
         self.slept: list[float] = []
+        self.outputs: list[dict[str, Any]] = []
+        """What the model declares to give."""
         transport = httpx.MockTransport(self.handle)
         self.client = Client("http://a", "k", transport=transport, clock=self.clock, sleep=self.sleep)
 
@@ -57,6 +59,8 @@ class World:
         self.requests.append(request)
         if request.url.path == "/v1/files" and not (self.answers and isinstance(self.answers[0], type)):
             return httpx.Response(200, json={"id": "file-1", "bytes": 3, "object": "file"})
+        if request.url.path.startswith("/v1/models/"):
+            return httpx.Response(200, json={"id": "churn", "versions": [{"version": "1", "outputs": self.outputs}]})
         answer = self.answers.pop(0)
         if isinstance(answer, type):
             raise answer("cut")
@@ -302,7 +306,12 @@ def test_results_as_arrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_batch_without_rows_is_an_empty_table() -> None:
-    assert World(batch("completed"), lines()).client.get_batch("batch_1").to_arrow().num_rows == 0
+    """Of the columns that are known."""
+    world = World(batch("completed"), lines())
+    world.outputs = [{"name": "label", "dtype": "INT64", "shape": []}, {"name": "p", "dtype": "FP32", "shape": [2]}]
+    table = world.client.get_batch("batch_1").to_arrow()
+    assert (table.num_rows, table.column_names) == (0, ["row", "label", "p", "error"])
+    assert table.schema.types[:3] == [pa.int64(), pa.int64(), pa.list_(pa.float32())]
 
 
 def test_its_life_is_in_ones_hands() -> None:
@@ -364,7 +373,7 @@ def test_the_asynchronous_twin(tmp_path: Path) -> None:
             held = await client.batch("churn", path, key="id")
             assert (await held.wait()).status is BatchStatus.COMPLETED
             assert [r async for r in held.results()] == [{"row": 0, "y": 1}]
-            assert (await held.to_arrow()).to_pylist() == [{"row": 0, "y": 1}]
+            assert (await held.to_arrow()).to_pylist() == [{"row": 0, "y": 1, "error": None}]
             assert (await held.cancel()).id == "batch_1"
             assert (await held.retry()).id == "batch_2"
             assert [b.id async for b in client.batches()] == ["batch_1"]
