@@ -24,6 +24,7 @@ import msgspec
 from batchline import ids
 from batchline.errors import NotFoundError
 from batchline.job import DEADLINE_MARGIN_S, DEFAULT_PRIORITY
+from batchline.webhook import Webhook
 
 MAX_SLICES = 10_000
 
@@ -294,6 +295,7 @@ class NewBatch:
     fire_at: datetime | None = None
     idempotency_key: str | None = None
     body_hash: bytes | None = None
+    webhook: Webhook | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,3 +337,4 @@ class BatchView:
     slices_done: int
     results_pruned: bool = False
     """Its result lines and the payloads of its slices have been removed; the files and tables that it wrote stay."""
+    webhook: Webhook | None = None

@@ -24,6 +24,7 @@ import msgspec
 
 from batchline import ids
 from batchline.errors import NotFoundError
+from batchline.webhook import Webhook
 
 
 class Status(StrEnum):
@@ -203,6 +204,7 @@ class NewJob(msgspec.Struct, frozen=True, gc=False):
     deadline_at: datetime | None = None
     idempotency_key: str | None = None
     body_hash: bytes | None = None
+    webhook: Webhook | None = None
 
 
 class Admitted(msgspec.Struct, frozen=True, gc=False):
@@ -269,3 +271,4 @@ class JobView(msgspec.Struct, frozen=True, gc=False):
     position: int | None
     """How many jobs of its model and lane are ahead; None past 1,000 or when not queued."""
     result_pruned: bool
+    webhook: Webhook | None = None

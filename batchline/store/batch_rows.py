@@ -6,7 +6,8 @@ import psycopg2
 
 from batchline.batch import BATCH_TRANSITIONS, BatchStatus, BatchView, Counts, NewBatch
 from batchline.job import TERMINAL, Move, guard, names
-from batchline.store.postgres import Params, Row
+from batchline.store import subscriptions
+from batchline.store.postgres import Params, Row, Transaction
 
 _COLUMNS = (
     "id", "tenant_id", "kind", "body", "model_id", "priority", "deadline_at", "error_threshold", "metadata",
@@ -18,11 +19,11 @@ _CASTS = {
     "parent_id": "uuid", "schedule_id": "uuid", "fire_at": "timestamptz",
 }  # fmt: skip
 
-INSERT = f"""INSERT INTO batches ({", ".join(_COLUMNS)}, status)
-SELECT {", ".join(f"%({name})s::{_CASTS[name]}" for name in _COLUMNS)}, 'validating'""".replace(
+_INSERT = f"""INSERT INTO batches ({", ".join(_COLUMNS)}, webhook, status)
+SELECT {", ".join(f"%({name})s::{_CASTS[name]}" for name in _COLUMNS)}, %(webhook)s, 'validating'
+ON CONFLICT (id) DO NOTHING""".replace(
     "%(deadline_at)s::timestamptz", "coalesce(%(deadline_at)s::timestamptz, now() + %(window)s::interval)"
 )
-"""Store a batch whose parameters are those of `columns_of`; the end of the statement may have a FROM and a WHERE."""
 
 _DONE = "j.status IN ('succeeded', 'failed')"
 
@@ -50,11 +51,11 @@ FROM slices s JOIN jobs j ON j.id = s.job_id WHERE s.batch_id = b.id
 """
 """The counts of the slices of a batch `b`."""
 
-_FIELDS = """
+_FIELDS = f"""
 SELECT b.id, b.tenant_id, b.kind, b.status::text, b.body, m.name, m.version::text, b.priority, b.error_threshold,
   b.metadata, b.parent_id, b.schedule_id, b.fire_at, b.input_file_id, b.output_file_id, b.error_file_id, b.errors,
   b.created_at, b.deadline_at, b.in_progress_at, b.finalizing_at, b.completed_at, b.failed_at, b.expired_at,
-  b.cancelling_at, b.cancelled_at, b.paused_at, b.results_pruned
+  b.cancelling_at, b.cancelled_at, b.paused_at, b.results_pruned, {subscriptions.shown("b")}
 """
 
 VIEW = f"""{_FIELDS},
@@ -94,22 +95,26 @@ def batch_guard(move: str) -> str:
     return "b.status IN ({})".format(", ".join(f"'{status}'" for status in sorted(BATCH_TRANSITIONS[move][0])))
 
 
-def columns_of(batch: NewBatch) -> Params:
-    """The parameters of `INSERT`."""
-    return {
+def insert(transaction: Transaction, batch: NewBatch) -> None:
+    """Store a batch, and who is to be told of its end; one that is there already stays as it is."""
+    params: Params = {
         **{name: getattr(batch, name) for name in _COLUMNS},
         "window": batch.window,
         "body": psycopg2.Binary(batch.body),
+        "webhook": batch.webhook is not None,
     }
+    transaction.run(_INSERT, params)
+    if batch.webhook is not None:
+        subscriptions.subscribe(transaction, batch.tenant_id, batch.id, batch.webhook)
 
 
 def view_of(row: Row) -> BatchView:
     """A row of `VIEW` or `UNCOUNTED`."""
     fields = list(row)
     fields[3], fields[4] = BatchStatus(fields[3]), bytes(fields[4])
-    *own, pruned = fields[:28]
-    counts = Counts(*(int(n) for n in fields[28:35]))
-    rate, slices, done = fields[35:]
+    *own, pruned, asked = fields[:29]
+    counts = Counts(*(int(n) for n in fields[29:36]))
+    rate, slices, done = fields[36:]
     return BatchView(
         *own,
         counts=counts,
@@ -117,4 +122,5 @@ def view_of(row: Row) -> BatchView:
         slices=slices,
         slices_done=done,
         results_pruned=pruned,
+        webhook=subscriptions.webhook_of(asked),
     )

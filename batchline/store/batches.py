@@ -13,10 +13,8 @@ from batchline.job import Admitted
 from batchline.store import keys, open_batches
 from batchline.store.batch_contract import BatchPage, SliceView
 from batchline.store.batch_moves import BatchMoves
-from batchline.store.batch_rows import CANCEL_SLICES, HOLD_SLICES, INSERT, VIEW, batch_guard, columns_of, view_of
+from batchline.store.batch_rows import CANCEL_SLICES, HOLD_SLICES, VIEW, batch_guard, insert, view_of
 from batchline.store.postgres import Row, Transaction
-
-_INSERT = f"{INSERT} ON CONFLICT (id) DO NOTHING"
 
 _READ = VIEW + "WHERE b.id = %(id)s"
 
@@ -81,7 +79,7 @@ class Batches(BatchMoves):
             if key is not None and not keys.take(transaction, batch):
                 return False
             open_batches.check(transaction, batch, most)
-            transaction.run(_INSERT, columns_of(batch))
+            insert(transaction, batch)
             return True
 
         try:

@@ -10,7 +10,7 @@ import psycopg2
 
 from batchline.errors import BatchlineError, StoreUnavailableError
 from batchline.job import TERMINAL, Admitted, JobView, Lane, Move, NewJob, Status, guard, names
-from batchline.store import keys
+from batchline.store import keys, subscriptions
 from batchline.store.postgres import Database, Row, columns
 
 POSITION_LIMIT = 1000
@@ -18,13 +18,14 @@ POSITION_LIMIT = 1000
 
 # Ids are minted before, so a lost COMMIT reply is answered by sending the same statement again. Keys and jobs are
 # inserted in key order: two processes inserting the same keys in opposite order would deadlock.
-_SUBMIT = """
+_SUBMIT_TEXT = """
 WITH wait AS MATERIALIZED (SELECT set_config('lock_timeout', %(wait)s, true)), new AS MATERIALIZED (
   SELECT * FROM unnest(%(id)s::uuid[], %(tenant)s::int[], %(model)s::int[], %(lane)s::job_lane[],
                        %(priority)s::smallint[], %(rank)s::bigint[], %(rows)s::int[],
                        %(payload)s::bytea[], %(metadata)s::text[], %(deadline)s::timestamptz[],
-                       %(key)s::text[], %(hash)s::bytea[]) WITH ORDINALITY
-    AS t(id, tenant_id, model_id, lane, priority, rank, rows, payload, metadata, deadline_at, key, body_hash, nth)
+                       %(key)s::text[], %(hash)s::bytea[]{given}) WITH ORDINALITY
+    AS t(id, tenant_id, model_id, lane, priority, rank, rows, payload, metadata, deadline_at, key, body_hash{named},
+         nth)
 ), keyed AS (
   INSERT INTO idempotency_keys (tenant_id, key, body_hash, job_id)
   SELECT DISTINCT ON (tenant_id, key) tenant_id, key, body_hash, id
@@ -33,14 +34,17 @@ WITH wait AS MATERIALIZED (SELECT set_config('lock_timeout', %(wait)s, true)), n
 ), accepted AS MATERIALIZED (
   SELECT * FROM new WHERE key IS NULL OR id IN (SELECT job_id FROM keyed)
 ), inserted AS (
-  INSERT INTO jobs (id, tenant_id, model_id, lane, status, priority, rank, rows, metadata, deadline_at)
-  SELECT id, tenant_id, model_id, lane, 'queued', priority, rank, rows, metadata, deadline_at FROM accepted ORDER BY id
-  ON CONFLICT (id) DO NOTHING
+  INSERT INTO jobs (id, tenant_id, model_id, lane, status, priority, rank, rows, metadata, deadline_at{column})
+  SELECT id, tenant_id, model_id, lane, 'queued', priority, rank, rows, metadata, deadline_at{value}
+  FROM accepted ORDER BY id ON CONFLICT (id) DO NOTHING
 ), kept AS (
   INSERT INTO job_inputs (job_id, payload) SELECT id, payload FROM accepted ORDER BY id ON CONFLICT (job_id) DO NOTHING
-)
+){beside}
 SELECT id FROM accepted
 """
+_SUBMIT = _SUBMIT_TEXT.format(**dict.fromkeys(subscriptions.OF_JOBS, ""))
+_SUBMIT_TOLD = _SUBMIT_TEXT.format(**subscriptions.OF_JOBS)
+"""For a group of which one job has a webhook."""
 
 _VIEW = """
 SELECT j.id, j.tenant_id, m.name, m.version::text, j.status::text, j.lane::text, j.priority, j.rows,
@@ -52,14 +56,13 @@ SELECT j.id, j.tenant_id, m.name, m.version::text, j.status::text, j.lane::text,
          SELECT count(*) FROM (
            SELECT 1 FROM jobs q WHERE q.model_id = j.model_id AND q.lane = j.lane AND q.rank < j.rank
            AND q.status = 'queued' AND q.run_at IS NULL AND NOT q.suspect LIMIT {limit} + 1) ahead) END,
-       j.result_pruned
+       j.result_pruned, {webhook}
 FROM jobs j JOIN models m ON m.id = j.model_id
 """
-_WITH_RESULTS = _VIEW.format(limit=POSITION_LIMIT) + "LEFT JOIN job_results r ON r.job_id = j.id "
+_SHOWN = _VIEW.format(limit=POSITION_LIMIT, webhook=subscriptions.shown("j"))
+_WITH_RESULTS = _SHOWN + "LEFT JOIN job_results r ON r.job_id = j.id "
 # A list shows no outputs: a page of 100 large results would be a body of its own kind.
-_WITHOUT_RESULTS = _VIEW.format(limit=POSITION_LIMIT).replace(
-    "r.outputs::text, r.errors::text, r.timings::text", "NULL, NULL, NULL"
-)
+_WITHOUT_RESULTS = _SHOWN.replace("r.outputs::text, r.errors::text, r.timings::text", "NULL, NULL, NULL")
 
 # The subquery hides how long the array is: the planner would plan for each anew, which takes longer than reading.
 _READ = _WITH_RESULTS + "WHERE j.id = ANY((SELECT %(ids)s::uuid[])::uuid[])"
@@ -97,8 +100,11 @@ class Jobs:
         return self._submit(jobs, wait="2s")
 
     def _submit(self, jobs: Sequence[NewJob], *, wait: str) -> list[Admitted | BatchlineError]:
+        sql, params = _SUBMIT, {**_columns_of(jobs), "wait": wait}
+        if any(job.webhook is not None for job in jobs):
+            sql, params = _SUBMIT_TOLD, params | subscriptions.columns_of(jobs)
         try:
-            accepted = {row[0] for row in self._db.run(_SUBMIT, {**_columns_of(jobs), "wait": wait}, prepare=True)}
+            accepted = {row[0] for row in self._db.run(sql, params, prepare=True)}
         except StoreUnavailableError as e:
             if not isinstance(e.__cause__, psycopg2.errors.LockNotAvailable):
                 raise
@@ -182,8 +188,8 @@ def _outcome(job: NewJob, accepted: set[uuid.UUID], first: keys.First) -> Admitt
 
 
 def _view(row: Row) -> JobView:
-    *fields, position, pruned = row
+    *fields, position, pruned, asked = row
     fields[4], fields[5] = Status(fields[4]), Lane(fields[5])
     if position is not None and position > POSITION_LIMIT:
         position = None
-    return JobView(*cast("tuple[Any, ...]", (*fields, position, pruned)))
+    return JobView(*cast("tuple[Any, ...]", (*fields, position, pruned, subscriptions.webhook_of(asked))))

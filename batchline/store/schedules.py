@@ -14,7 +14,7 @@ from batchline.batch import BatchStatus, NewBatch
 from batchline.errors import BatchlineError, ConflictError, InvalidRequestError, QuotaError, ResultExpiredError
 from batchline.store import keys, open_batches
 from batchline.store.batch_contract import Run, ScheduleView
-from batchline.store.batch_rows import INSERT, columns_of
+from batchline.store.batch_rows import insert
 from batchline.store.postgres import Database, Row, Transaction
 
 _FIELDS = "id, tenant_id, name, cron, timezone, batch, catch_up, overlap, enabled, created_at, next_fire_at"
@@ -58,8 +58,6 @@ ON CONFLICT (schedule_id, fire_at) DO UPDATE
   SET outcome = excluded.outcome, detail = excluded.detail, batch_id = excluded.batch_id, created_at = now()
   WHERE r.outcome IN ('skipped', 'failed') RETURNING batch_id
 """
-
-_INSERT_BATCH = f"{INSERT} ON CONFLICT (id) DO NOTHING"
 
 _START_QUEUED = """
 UPDATE schedule_runs SET outcome = 'submitted', batch_id = %(batch)s, detail = %(detail)s
@@ -239,7 +237,7 @@ class Schedules:
                 return bool(transaction.run(_DROP_QUEUED, _columns_of(_skipped(run, full))))
             started = transaction.run(_START_QUEUED, {**_columns_of(run), "batch": batch.id})
             if started:
-                transaction.run(_INSERT_BATCH, columns_of(batch))
+                insert(transaction, batch)
             return bool(started)
 
         return self._db.transact(work) or self._has(run, batch)
@@ -260,7 +258,7 @@ def _insert(transaction: Transaction, run: Run, batch: NewBatch | None, sql: str
     fresh = bool(transaction.run(sql, _columns_of(run)))
     failpoints.hit("store.after_run")
     if fresh and batch is not None:
-        transaction.run(_INSERT_BATCH, columns_of(batch))
+        insert(transaction, batch)
     return fresh
 
 

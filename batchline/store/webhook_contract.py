@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
@@ -49,7 +49,7 @@ class Due:
     created_at: datetime
     """When the subject ended."""
     subject_id: uuid.UUID
-    secrets: tuple[str, ...]
+    secrets: tuple[str, ...] = field(repr=False)
     """What to sign with, newest first: one, or two for a while after a rotation."""
     data: str
     """JSON text: the subject as clients see it, without outputs and errors; the same at every attempt."""
@@ -101,8 +101,8 @@ class EndpointView:
 class SecretView:
     """What a tenant's messages are signed with."""
 
-    secret: str
-    previous: str | None
+    secret: str = field(repr=False)
+    previous: str | None = field(repr=False)
     """Signs too, until `previous_until`; None when there is none any more."""
     previous_until: datetime | None
 
