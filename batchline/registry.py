@@ -349,8 +349,9 @@ def _copy(source: Path, into: Path) -> None:
 
 
 def _toml(tables: Mapping[str, object], prefix: str = "") -> str:
-    """The little of TOML that a policy needs: tables of numbers, strings and booleans."""
-    lines = [f"{k} = {msgspec.json.encode(v).decode()}" for k, v in tables.items() if not isinstance(v, Mapping)]
+    """The little of TOML that a policy needs: tables of numbers, strings and booleans; None is left out."""
+    values = {k: v for k, v in tables.items() if v is not None and not isinstance(v, Mapping)}
+    lines = [f"{k} = {msgspec.json.encode(v).decode()}" for k, v in values.items()]
     parts = ["\n".join(lines)] if lines else []
     for key, value in tables.items():
         if isinstance(value, Mapping):

@@ -316,7 +316,7 @@ def _open_session(data: bytes) -> None:
         ) from error
 
 
-def _bound_this_process() -> None:
+def bound_this_process() -> None:
     """A small file can ask for much memory and time: constants are folded when it is opened."""
     for kind, wanted in (
         (resource.RLIMIT_AS, _MEMORY_BYTES),
@@ -334,7 +334,7 @@ def main(arguments: Sequence[str]) -> int:
         answer, status = {"error": "usage: python -m workers.probe PATH.onnx | --text PATH MAX_LENGTH INPUT ..."}, 2
     else:
         try:
-            _bound_this_process()
+            bound_this_process()
             if about_text:
                 answer, status = probe_text(Path(arguments[1]), int(arguments[2]), arguments[3:]), 0
             else:

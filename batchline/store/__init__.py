@@ -24,8 +24,6 @@ from batchline.store import (
     slices,
     traffic,
     traffic_contract,
-    webhook_contract,
-    webhooks,
     workers,
 )
 from batchline.store.postgres import Database
@@ -33,7 +31,7 @@ from batchline.store.postgres import Database
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Fifteen rooms over one pool of connections; a process takes the rooms it needs."""
+    """Fourteen rooms over one pool of connections; a process takes the rooms it needs."""
 
     db: Database
     jobs: contract.Jobs
@@ -50,7 +48,6 @@ class Store:
     costs: cost_contract.CostRoom
     deadlines: expedite_contract.Deadlines
     traffic: traffic_contract.Traffic
-    webhooks: webhook_contract.Webhooks
 
     def close(self) -> None:
         self.db.close()
@@ -79,5 +76,4 @@ def store_on(db: Database) -> Store:
         costs.CostRoom(db),
         expedite.Deadlines(db),
         traffic.Traffic(db),
-        webhooks.Webhooks(db),
     )
