@@ -24,6 +24,8 @@ from batchline.store import (
     slices,
     traffic,
     traffic_contract,
+    webhook_contract,
+    webhooks,
     workers,
 )
 from batchline.store.postgres import Database
@@ -31,7 +33,7 @@ from batchline.store.postgres import Database
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Fourteen rooms over one pool of connections; a process takes the rooms it needs."""
+    """Fifteen rooms over one pool of connections; a process takes the rooms it needs."""
 
     db: Database
     jobs: contract.Jobs
@@ -48,6 +50,7 @@ class Store:
     costs: cost_contract.CostRoom
     deadlines: expedite_contract.Deadlines
     traffic: traffic_contract.Traffic
+    webhooks: webhook_contract.Webhooks
 
     def close(self) -> None:
         self.db.close()
@@ -76,4 +79,5 @@ def store_on(db: Database) -> Store:
         costs.CostRoom(db),
         expedite.Deadlines(db),
         traffic.Traffic(db),
+        webhooks.Webhooks(db),
     )
