@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 
-from batchline import logs, metrics, settings
+from batchline import logs, metrics, settings, webhook
 from batchline.clock import SystemClock
 from batchline.data.places import places_of
 from batchline.errors import BatchlineError
@@ -24,11 +24,13 @@ from scheduler.chores.prune import prune
 from scheduler.chores.publish import publish
 from scheduler.chores.rescue import rescue
 from scheduler.chores.threshold import threshold
+from scheduler.deliveries import Deliveries
 from scheduler.doors import Doors
 from scheduler.ending import Ender
 from scheduler.finds import Finds
 from scheduler.leader import Leader
 from scheduler.planning import Planner
+from scheduler.posting import Poster
 
 CLOSE_S = 5.0
 
@@ -65,6 +67,7 @@ def main() -> int:
         *(Beside(chore, leader.leads) for chore in slow),
         Planner(config, store, nudger, doors, finds).station(),
         Ender(config, store, doors, finds).station(),
+        Deliveries(store.webhooks, Poster(webhook.parse_allowed(config.webhook_allow))),
     ]
     for thread in threads:
         thread.start()
