@@ -8,6 +8,7 @@ from collections import defaultdict
 
 from batchline.errors import OverloadedError, QuotaError
 from batchline.job import Lane
+from batchline.metrics import QUEUE_JOBS, QUEUE_OLDEST, QUEUE_ROWS
 from batchline.model import ModelRecord
 from batchline.store.chores import Backlog as Queued
 from batchline.store.contract import Chores, Workers
@@ -32,6 +33,7 @@ class Backlog:
         self._rates: dict[str, float] = {}
         self._by_model: dict[int, tuple[int, int]] = {}
         self.queued: list[Queued] = []
+        self._shown: set[tuple[str, str]] = set()
         self._rows: dict[int, int] = {}
         self._total = 0
         self._since: dict[int, int] = defaultdict(int)
@@ -54,8 +56,23 @@ class Backlog:
             rows[entry.tenant_id] += entry.rows
             jobs, model_rows = by_model.get(entry.model_id, (0, 0))
             by_model[entry.model_id] = (jobs + entry.jobs, model_rows + entry.rows)
+        self._show(queued)
         self.queued, self._by_model = queued, by_model
         self._rows, self._total, self._before = dict(rows), sum(rows.values()) - rows[SHADOW_TENANT], {}
+
+    def _show(self, queued: list[Queued]) -> None:
+        """For Prometheus, from the counts at hand; a queue that was shown once stays there, with zeros."""
+        found: dict[tuple[str, str], tuple[int, int, float]] = dict.fromkeys(self._shown, (0, 0, 0.0))
+        for entry in queued:
+            if entry.tenant_id == SHADOW_TENANT:
+                continue  # copies may wait as long as they like
+            key = (entry.pool, entry.lane.value)
+            jobs, rows, oldest_s = found.get(key, (0, 0, 0.0))
+            found[key] = (jobs + entry.jobs, rows + entry.rows, max(oldest_s, entry.oldest_age_s))
+        for key, values in found.items():
+            for metric, value in zip((QUEUE_JOBS, QUEUE_ROWS, QUEUE_OLDEST), values, strict=True):
+                metric.labels(*key).set(value)
+        self._shown = set(found)
 
     def shadow_rows(self) -> int:
         """How many rows of copies for shadow versions are queued."""

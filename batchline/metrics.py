@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 
 REGISTRY = CollectorRegistry()
+ProcessCollector(registry=REGISTRY)
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -29,6 +30,25 @@ NUDGES = Counter(
     registry=REGISTRY,
 )
 
+POSTGRES_ERRORS = Counter(
+    "batchline_postgres_errors_total",
+    "Calls that Postgres did not do, repeats included, by why: unanswered, disk_full, schema (run `batchline migrate`)",
+    ["why"],
+    registry=REGISTRY,
+)
+CLOCK_OFF = Gauge(
+    "batchline_clock_off_seconds",
+    "This machine's clock less Postgres', asked once a minute by API and autoscaler",
+    registry=REGISTRY,
+)
+QUEUE_JOBS = Gauge(
+    "batchline_queue_jobs", "Jobs and slices that wait, as each API last counted", ["pool", "lane"], registry=REGISTRY
+)
+QUEUE_ROWS = Gauge("batchline_queue_rows", "Rows that wait, likewise", ["pool", "lane"], registry=REGISTRY)
+QUEUE_OLDEST = Gauge(
+    "batchline_queue_oldest_seconds", "Age of what waits longest, likewise", ["pool", "lane"], registry=REGISTRY
+)
+
 CLAIMED = Counter("batchline_jobs_claimed_total", "Jobs claimed", ["model"], registry=REGISTRY)
 FINISHED = Counter("batchline_jobs_finished_total", "Jobs finished, by status", ["model", "status"], registry=REGISTRY)
 STALE = Counter(
@@ -47,6 +67,9 @@ STAGE_SECONDS = Histogram(
 ROW_ERRORS = Counter(
     "batchline_row_errors_total", "Rows that ended with an error of their own", ["model", "code"], registry=REGISTRY
 )
+LEASES_LOST = Counter(
+    "batchline_worker_leases_lost_total", "Times that a worker's lease ran out while it lived", registry=REGISTRY
+)
 MODELS_LOADED = Gauge("batchline_models_loaded_bytes", "Bytes of loaded models", registry=REGISTRY)
 
 CHORE_RUNS = Counter(
@@ -55,6 +78,22 @@ CHORE_RUNS = Counter(
 RESCUED = Counter("batchline_jobs_rescued_total", "Jobs taken back from workers whose lease expired", registry=REGISTRY)
 EXPEDITED = Counter(
     "batchline_slices_expedited_total", "Slices put first since their deadline is near", ["pool"], registry=REGISTRY
+)
+POISONED = Counter(
+    "batchline_jobs_poisoned_total", "Jobs failed since they end the worker's process", registry=REGISTRY
+)
+BATCHES_ENDED = Counter("batchline_batches_ended_total", "Batches ended, by status", ["status"], registry=REGISTRY)
+BATCHES_PUT_OFF = Counter(
+    "batchline_batches_put_off_total",
+    "Times that a batch is tried again later, by step: plan, end",
+    ["step"],
+    registry=REGISTRY,
+)
+SCHEDULE_RUNS = Counter(
+    "batchline_schedule_runs_total",
+    "Fire times dealt with, by outcome: submitted, queued (counts again when its turn comes), skipped, failed",
+    ["outcome"],
+    registry=REGISTRY,
 )
 LEADER = Gauge("batchline_scheduler_leader", "1 while this process is the leader", registry=REGISTRY)
 
@@ -108,6 +147,17 @@ PROVIDER_ERRORS = Counter(
     ["pool", "provider", "call", "trouble"],
     registry=REGISTRY,
 )
+
+
+# A series that begins with its first event shows no increase for it, and these events are rare.
+for _counter, _values in (
+    (POSTGRES_ERRORS, ("unanswered", "disk_full", "schema")),
+    (BATCHES_ENDED, ("completed", "failed", "cancelled", "expired")),
+    (BATCHES_PUT_OFF, ("plan", "end")),
+    (SCHEDULE_RUNS, ("submitted", "queued", "skipped", "failed")),
+):
+    for _value in _values:
+        _counter.labels(_value)
 
 
 def serve(port: int, host: str = "127.0.0.1") -> None:

@@ -15,6 +15,7 @@ from batchline import failpoints
 from batchline.batch import BatchFault, BatchStatus, BatchView, DataSet, show_batch_id
 from batchline.data.contract import Manifest, Sink
 from batchline.errors import BatchlineError, RetryableError, StoreUnavailableError
+from batchline.metrics import BATCHES_ENDED, BATCHES_PUT_OFF
 from batchline.settings import Settings
 from batchline.store import Store
 from batchline.store.batch_contract import SliceView
@@ -162,6 +163,7 @@ class Ender:
             told = f"{error.detail} It was tried {TRIES} times." if error.retryable else error.detail
             self._give_up(lease, BatchFault(error.code, told))
             return
+        BATCHES_PUT_OFF.labels("end").inc()
         log.warning("ending put off", extra={"batch": show_batch_id(lease.batch.id), "error": error.detail})
         self._store.batches.release(lease.holder, lease.batch.id, retry_s=wait_s)
 
@@ -176,4 +178,5 @@ class Ender:
     def _note(self, lease: Lease, status: BatchStatus, **more: str) -> None:
         counts = lease.batch.counts
         told = {"rows": counts.total, "succeeded": counts.succeeded, "failed": counts.failed, "status": status.value}
+        BATCHES_ENDED.labels(status.value).inc()
         log.info("batch ended", extra={"batch": show_batch_id(lease.batch.id), **told, **more})

@@ -17,6 +17,7 @@ from batchline import failpoints
 from batchline.batch import BatchFault, BatchView, DataSet, Piece, Requests, show_batch_id
 from batchline.errors import BatchlineError, NotFoundError, RetryableError, SourceError, StoreUnavailableError
 from batchline.job import Lane
+from batchline.metrics import BATCHES_ENDED, BATCHES_PUT_OFF
 from batchline.model import ModelRecord
 from batchline.queue.contract import Nudger
 from batchline.settings import Settings
@@ -198,6 +199,7 @@ class Planner:
         self._tries.forget(lease.batch.id)
         if not lease.lost.is_set() and self._store.batches.refuse(lease.holder, lease.batch.id, faults):
             told = {"code": faults[0].code, "error": faults[0].message, "faults": len(faults)}
+            BATCHES_ENDED.labels("failed").inc()
             log.info("batch refused", extra={"batch": show_batch_id(lease.batch.id), **told})
 
     def _put_off(self, lease: Lease, error: BatchlineError) -> None:
@@ -206,6 +208,7 @@ class Planner:
             told = f"{error.detail} It was tried {TRIES} times; submit the batch again when the place answers."
             self._refuse(lease, [BatchFault(error.code, told if error.retryable else error.detail)])
             return
+        BATCHES_PUT_OFF.labels("plan").inc()
         log.warning("planning put off", extra={"batch": show_batch_id(lease.batch.id), "error": error.detail})
         self._store.batches.release(lease.holder, lease.batch.id, retry_s=wait_s)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from batchline.errors import StoreUnavailableError
 from batchline.job import Lane
+from batchline.metrics import LEASES_LOST
 from batchline.settings import Settings
 from batchline.store.contract import Pulse, Speed, Workers
 
@@ -212,6 +213,7 @@ class Heart:
             self._on_drain()
         if pulse is not Pulse.LOST:
             return
+        LEASES_LOST.inc()
         log.warning("lease ran out; coming back under a new id", extra={"worker_id": str(self.worker_id)})
         self._rows_before = self._rows_told
         self.worker_id = uuid.uuid4()

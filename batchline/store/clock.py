@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 from batchline.clock import Clock
 from batchline.errors import StoreUnavailableError
+from batchline.metrics import CLOCK_OFF
 from batchline.store.postgres import Database
 
 log = logging.getLogger("batchline.store")
@@ -62,6 +63,7 @@ class StoreClock:
             return False
         self._then = then, (begun + self._own.monotonic()) / 2
         off_s = (self._own.now() - then).total_seconds()
+        CLOCK_OFF.set(off_s)
         if abs(off_s) > _TELL_S and not self._told:
             log.warning("this machine's clock is off from Postgres', which counts", extra={"seconds": round(off_s)})
         self._told = abs(off_s) > _TELL_S

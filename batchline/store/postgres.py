@@ -25,6 +25,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from batchline.errors import StoreUnavailableError
 from batchline.logs import Outage
+from batchline.metrics import POSTGRES_ERRORS
 from batchline.store.patience import Patience
 from batchline.store.prepared import UNKNOWN, prepared
 
@@ -195,6 +196,7 @@ class Database:
                 answer = work()
             except _Missing as e:
                 self._unfit.fails(error=_short(e))
+                POSTGRES_ERRORS.labels("schema").inc()
                 raise StoreUnavailableError("The database is not ready; try again.", retry_after_s=5.0) from e
             except (*_Lost, DBAPIError, PoolTimeoutError) as e:
                 cause = e.orig if isinstance(e, DBAPIError) else e
@@ -220,6 +222,7 @@ class Database:
 def _unanswered(error: BaseException) -> StoreUnavailableError:
     """Clients read the message: where the database stands is for the log."""
     log.warning("postgres did not answer", extra={"error": _short(error)})
+    POSTGRES_ERRORS.labels("disk_full" if isinstance(error, psycopg2.errors.DiskFull) else "unanswered").inc()
     return StoreUnavailableError("Postgres did not answer; try again.")
 
 

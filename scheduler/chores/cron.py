@@ -18,6 +18,7 @@ from batchline.batch import NewBatch, show_schedule_id
 from batchline.batch_bodies import Rules
 from batchline.batch_bodies.scheduled import ASKED_WHILE_DISABLED, batch_of
 from batchline.errors import BatchlineError, RetryableError
+from batchline.metrics import SCHEDULE_RUNS
 from batchline.settings import Settings
 from batchline.store import Store
 from batchline.store.batch_contract import Run, ScheduleView
@@ -83,6 +84,8 @@ class Cron:
         fired = self._store.schedules.fire(schedule.id, seen, runs, batches, next_at, most=self._most)
         failpoints.hit("scheduler.after_fire")
         if fired:
+            for run in runs:
+                SCHEDULE_RUNS.labels(run.outcome).inc()
             told = {"schedule": show_schedule_id(schedule.id), "runs": len(runs), "batches": len(batches)}
             log.info("schedule fired", extra={**told, "late_s": round((now - seen).total_seconds(), 1)})
         return fired
@@ -117,12 +120,21 @@ class Cron:
             return False
         if not schedule.enabled and run.detail != ASKED_WHILE_DISABLED:
             told = "The schedule was disabled before this run had its turn."
-            return self._store.schedules.drop_queued(replace(run, outcome="skipped", detail=told))
+            return self._dropped(replace(run, outcome="skipped", detail=told))
         started, batch = self._submitted(schedule, run.fire_at, now)
         failpoints.hit("scheduler.before_start_queued")
         if batch is None:
-            return self._store.schedules.drop_queued(started)
-        return self._store.schedules.start_queued(started, batch, most=self._most)
+            return self._dropped(started)
+        if not self._store.schedules.start_queued(started, batch, most=self._most):
+            return False
+        SCHEDULE_RUNS.labels(started.outcome).inc()
+        return True
+
+    def _dropped(self, run: Run) -> bool:
+        if not self._store.schedules.drop_queued(run):
+            return False
+        SCHEDULE_RUNS.labels(run.outcome).inc()
+        return True
 
     def _submitted(self, schedule: ScheduleView, at: datetime, now: datetime) -> tuple[Run, NewBatch | None]:
         """The run of a fire time with its batch, or without one when the body does not fit any more."""

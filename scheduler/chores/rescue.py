@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from batchline.metrics import RESCUED
+from batchline.metrics import POISONED, RESCUED
 from batchline.settings import Settings
 from batchline.store import Store
 from scheduler.chore import Chore
@@ -25,6 +25,7 @@ def rescue(settings: Settings, store: Store) -> Chore:
         moved = rescued.requeued + rescued.poisoned
         if moved:
             RESCUED.inc(moved)
+            POISONED.inc(rescued.poisoned)
             log.warning("jobs rescued", extra={"requeued": rescued.requeued, "poisoned": rescued.poisoned})
         return moved
 
