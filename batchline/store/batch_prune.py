@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 
 from batchline.store.postgres import Database, Transaction
+from batchline.store.subscriptions import FORGET
 
 _RESULTS_STEP, _ROWS_STEP, _RUNS_STEP = 100, 1000, 10_000
 """Slices whose results, slices whose rows, and runs of schedules that one step removes at most."""
@@ -34,6 +35,11 @@ WITH old AS MATERIALIZED (
 ), l AS (DELETE FROM batch_lines USING old WHERE job_id = old.id
 ), s AS (DELETE FROM slices USING old WHERE job_id = old.id)
 DELETE FROM jobs j USING old WHERE j.id = old.id RETURNING 1
+"""
+
+_PRUNE_BATCH = f"""
+WITH old AS MATERIALIZED (SELECT id, webhook FROM batches WHERE id = %(id)s FOR UPDATE), {FORGET}
+DELETE FROM batches b USING old WHERE b.id = old.id RETURNING 1
 """
 
 # What would run again if it were forgotten is no history yet.
@@ -71,5 +77,5 @@ def _mark(transaction: Transaction, batch_id: uuid.UUID) -> int:
 def _rows(transaction: Transaction, kept_s: float) -> int:
     for (batch_id,) in transaction.run(_WITHOUT_RESULTS, {"kept": kept_s}):
         pruned = len(transaction.run(_PRUNE_ROWS, {"id": batch_id, "step": _ROWS_STEP}))
-        return pruned or len(transaction.run("DELETE FROM batches WHERE id = %(id)s RETURNING 1", {"id": batch_id}))
+        return pruned or len(transaction.run(_PRUNE_BATCH, {"id": batch_id}))
     return 0

@@ -8,6 +8,7 @@ from batchline.job import Lane, Move, first_id_at, guard
 from batchline.store.contract import Backlog, Rescued
 from batchline.store.failures import FAILED
 from batchline.store.postgres import Database
+from batchline.store.subscriptions import FORGET
 
 _STEP = 10_000
 """Rows a chore moves in one statement."""
@@ -92,13 +93,13 @@ WITH old AS MATERIALIZED (
 UPDATE jobs j SET result_pruned = true FROM old WHERE j.id = old.id RETURNING j.id
 """
 
-_PRUNE_JOBS = """
+_PRUNE_JOBS = f"""
 WITH old AS MATERIALIZED (
-  SELECT j.id FROM jobs j
+  SELECT j.id, j.webhook FROM jobs j
   WHERE j.id < %(before)s AND j.lane <> 'bulk' AND j.result_pruned
     AND j.finished_at < now() - %(kept)s * interval '1 second'
   ORDER BY j.id LIMIT %(step)s FOR UPDATE SKIP LOCKED
-)
+), {FORGET}
 DELETE FROM jobs USING old WHERE jobs.id = old.id RETURNING jobs.id
 """
 

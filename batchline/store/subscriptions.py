@@ -1,6 +1,7 @@
 """Who is to be told of the end of a job or a batch: stored with it, in the same statement or the same transaction.
 
-The messages are written by triggers (see `schema_webhooks`) from what stands here when the subject ends.
+The messages are written by triggers (see `schema_webhooks`) from what stands here when the subject ends, and go with
+the subject.
 """
 
 from __future__ import annotations
@@ -37,6 +38,19 @@ WITH endpoint AS (
 )
 INSERT INTO webhook_subscriptions (subject_id, tenant_id, endpoint_id, url, events)
 VALUES (%(subject)s, %(tenant)s, %(endpoint)s, %(url)s, %(events)s) ON CONFLICT (subject_id) DO NOTHING
+"""
+
+FORGET = """
+subscribed AS (
+  DELETE FROM webhook_subscriptions WHERE subject_id = ANY(ARRAY(SELECT id FROM old WHERE webhook))
+), messages AS (
+  DELETE FROM webhook_messages WHERE subject_id = ANY(ARRAY(SELECT id FROM old WHERE webhook)) RETURNING id
+), attempts AS (
+  DELETE FROM webhook_attempts WHERE message_id = ANY(ARRAY(SELECT id FROM messages))
+)
+"""
+"""CTEs of a statement that deletes the jobs or batches of a CTE `old` (id, webhook): what was asked for and told goes
+too. By arrays, so that the keys are probed, however large the tables are.
 """
 
 

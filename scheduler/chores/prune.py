@@ -1,4 +1,4 @@
-"""Prune: delete results, jobs, batches, keys, dead workers and costs past their retention, ten thousand at a time."""
+"""Prune: delete jobs, their results and messages, batches, keys, dead workers and costs past their retention."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def prune(settings: Settings, store: Store) -> Chore:
             keys_kept_s=settings.idempotency_kept_s,
         )
         shadows = store.traffic.prune(kept_s=settings.jobs_kept_s)
-        return max(batches, jobs, shadows, store.costs.prune(kept_s=settings.costs_kept_s))
+        endpoints = store.webhooks.prune(kept_s=settings.jobs_kept_s)
+        return max(batches, jobs, shadows, endpoints, store.costs.prune(kept_s=settings.costs_kept_s))
 
     return Chore("prune", 60.0, step, portion=store.chores.STEP)
