@@ -7,11 +7,13 @@ from typing import Annotated, Literal, cast
 
 import typer
 
-from batchline.cli import quantize
+from batchline.cli import quantize, traffic
 from batchline.cli.output import Json, busy, group, tell, tell_json, tell_table
 from batchline.cli.places import FOLDER, Folder, load_settings, open_client, opened_store
 
-app = group("List, show and import models.")
+app = group("List, show and import models; say who gets their jobs.")
+app.command()(traffic.promote)
+app.command()(traffic.traffic)
 app.command()(quantize.quantize)
 
 
