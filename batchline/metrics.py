@@ -103,6 +103,11 @@ WEBHOOK_ATTEMPTS = Counter(
     ["outcome"],
     registry=REGISTRY,
 )
+WEBHOOKS_OVERDUE = Gauge(
+    "batchline_webhooks_overdue_seconds",
+    "For how long the message that waits longest has been due, as every scheduler sees it",
+    registry=REGISTRY,
+)
 WEBHOOKS_IN_FLIGHT = Gauge(
     "batchline_webhooks_in_flight", "Webhooks that this process is sending now", registry=REGISTRY
 )

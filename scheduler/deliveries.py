@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from batchline import webhook
 from batchline.errors import BatchlineError
 from batchline.logs import Outage
-from batchline.metrics import WEBHOOK_ATTEMPTS, WEBHOOKS_IN_FLIGHT
+from batchline.metrics import WEBHOOK_ATTEMPTS, WEBHOOKS_IN_FLIGHT, WEBHOOKS_OVERDUE
 from batchline.store.webhook_contract import Due, Webhooks
 from scheduler.posting import TIMEOUT_S, Answer
 
@@ -29,6 +29,8 @@ LEASE_S = TIMEOUT_S + 5.0
 IDLE_S = 0.25
 """How often it is asked whether a message is due."""
 _PORTION = 32
+_OVERDUE_S = 5.0
+"""How often the metric of what waits is brought up to date."""
 _TROUBLE_S = 2.0
 _TELL_AGAIN_S = 0.5
 _REPORTS = 2
@@ -56,6 +58,7 @@ class Deliveries:
         self._freed = threading.Event()
         self._lock = threading.Lock()
         self._in_flight = 0
+        self._asked_at = -_OVERDUE_S
         self._reports = threading.BoundedSemaphore(_REPORTS)
         self._outage = Outage(log, "webhooks are not sent", "webhooks are sent again")
         self._thread = threading.Thread(target=self._run, name="webhooks", daemon=True)
@@ -94,6 +97,7 @@ class Deliveries:
             self._freed.clear()
             try:
                 taken = self.step()
+                self._tell_overdue()
             except Exception as e:
                 self._outage.fails(error=str(e))
                 self._stop.wait(_TROUBLE_S)
@@ -101,6 +105,11 @@ class Deliveries:
             self._outage.well()
             if taken < _PORTION:
                 self._freed.wait(IDLE_S)
+
+    def _tell_overdue(self) -> None:
+        if time.monotonic() - self._asked_at >= _OVERDUE_S:
+            self._asked_at = time.monotonic()
+            WEBHOOKS_OVERDUE.set(self._webhooks.overdue_s())
 
     def _see_through(self, due: Due, taken_at: float) -> None:
         try:

@@ -169,6 +169,10 @@ class Webhooks(Protocol):
         """
         ...
 
+    def overdue_s(self) -> float:
+        """For how long the message that waits longest has been due; 0 when none is. Looks at 5,000 endpoints."""
+        ...
+
     def list(
         self,
         tenant_id: int,

@@ -65,6 +65,10 @@ SELECT u.*, s.url, CASE WHEN (SELECT count(*) FROM due) < %(limit)s
 FROM (VALUES (0)) one LEFT JOIN u ON true LEFT JOIN webhook_subscriptions s ON s.subject_id = u.subject_id
 """
 
+_OVERDUE = f"""
+WITH {_CIRCLE} SELECT coalesce(extract(epoch FROM now() - min(due_at)), 0) FROM circle WHERE due_at <= now()
+"""
+
 _LOG = """
 INSERT INTO webhook_attempts (message_id, nth, status_code, error, duration_ms)
 SELECT m.id, %(attempt)s::int, %(code)s::int, %(error)s::text, %(duration)s::int FROM webhook_messages m
@@ -252,6 +256,10 @@ class Webhooks:
         while step := len(self._db.run(_END_DISABLED, {"id": endpoint_id, "step": _STEP})):
             ended += step
         return ended
+
+    def overdue_s(self) -> float:
+        params = {"after": _FIRST, "probes": _PROBES}
+        return float(self._db.run(_OVERDUE, params, prepare=True)[0][0])
 
     def list(
         self,

@@ -18,7 +18,7 @@ from standardwebhooks.webhooks import Webhook as Verifier
 from system import until
 
 from batchline.errors import StoreUnavailableError
-from batchline.metrics import WEBHOOK_ATTEMPTS, WEBHOOKS_IN_FLIGHT
+from batchline.metrics import WEBHOOK_ATTEMPTS, WEBHOOKS_IN_FLIGHT, WEBHOOKS_OVERDUE
 from batchline.store import Store
 from batchline.webhook import Webhook, parse_allowed, show_message_id
 from scheduler.deliveries import Deliveries
@@ -176,6 +176,21 @@ def test_an_endpoint_that_hangs_holds_up_no_other(store: Store) -> None:
     finally:
         release.set()
         station.close(10)
+
+
+def test_what_waits_too_long_shows_in_the_metrics(store: Store, database_url: str) -> None:
+    """The age of what has been due longest, whether or not a thread is free for it; 0 when nothing is due."""
+    release = threading.Event()
+    assert store.webhooks.overdue_s() == 0
+    ended(store, "https://receiver.example/", 3)
+    stack.query(database_url, "UPDATE webhook_messages SET due_at = now() - interval '100 seconds'")
+    station = Deliveries(store.webhooks, Posted(wait=lambda _: release.wait(30)), threads=1)
+    station.start()
+    until(lambda: WEBHOOKS_OVERDUE._value.get() >= 100, within_s=20, what="the metric tells")
+    release.set()
+    until(lambda: statuses(store) == {"delivered": 3}, within_s=20, what="all delivered")
+    station.close(5)
+    assert store.webhooks.overdue_s() == 0
 
 
 def test_closing_waits_for_what_is_under_way_but_not_for_ever(store: Store) -> None:
