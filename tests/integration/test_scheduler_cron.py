@@ -20,6 +20,7 @@ from batchline.batch import DataSet
 from batchline.batch_bodies.scheduled import ASKED_WHILE_DISABLED
 from batchline.job import new_job_id
 from batchline.store.batch_contract import Run, ScheduleView
+from batchline.traffic import Canary, Rule
 from scheduler.chores.cron import CATCH_UP_STEP, Cron
 
 
@@ -81,6 +82,17 @@ def test_a_fire_time_becomes_a_batch_with_its_date_filled_in(rig):
     assert moved.next_fire_at == schedule.next_fire_at + timedelta(minutes=1)
     assert rig.runs(schedule) == [(schedule.next_fire_at, "submitted")]
     assert rig.store.schedules.runs(schedule.id, after=None, limit=1)[0].batch_id == batch
+
+
+def test_the_version_is_that_of_production_when_it_fires(rig, tmp_path):
+    """A data set is never the canary's; what the rule said when the schedule was made does not matter."""
+    for version in "23":
+        rig.model(version=version)
+    rig.store.traffic.put("digits", Rule(1, Canary(3, 100.0)))
+    schedule = rig.schedule(minutes_ago=1)
+    rig.store.traffic.put("digits", Rule(2, Canary(3, 100.0)))
+    Clockwork(rig.store, tmp_path).cron.step()
+    assert {rig.read(batch).version for batch in rig.batches(schedule)} == {"2"}
 
 
 def test_disabled_schedules_do_not_fire(rig):

@@ -16,6 +16,7 @@ from batchline.batch import DataSet, Input, Output, Requests, Slice, rows_to_bit
 from batchline.errors import SourceUnavailableError
 from batchline.job import Lane, new_job_id
 from batchline.store.contract import Speed
+from batchline.traffic import Canary, Rule, takes_part
 from scheduler import planning, station
 from scheduler.planning import PlanNote
 
@@ -166,6 +167,20 @@ def test_an_unknown_model_is_named_with_its_first_line(rig):
     batch = requests(rig, lines({}, {}))
     rig.planner.station().step()
     assert [(f["line"], f["code"]) for f in rig.faults(batch)] == [(1, "model_not_found")]
+
+
+def test_lines_without_a_version_follow_the_rule_as_one(rig):
+    """A batch has one model: its id says whether the canary gets all of it. A version in the lines goes before."""
+    for version in "123":
+        rig.model(version=version)
+    rig.store.traffic.put("digits", Rule(1, Canary(2, 50.0), 3))
+    batches = [requests(rig, lines({}, {})) for _ in range(12)]
+    for _ in batches:
+        rig.planner.station().step()
+    named = requests(rig, lines({"body": {"model": "digits", "version": "canary"}}))
+    rig.planner.station().step()
+    versions = {batch: "2" if takes_part(batch.bytes, 50.0) else "1" for batch in batches} | {named: "2"}
+    assert {batch: rig.read(batch).version for batch in versions} == versions
 
 
 def test_a_child_of_what_was_never_cut_has_all_rows(rig):
