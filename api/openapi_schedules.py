@@ -91,13 +91,13 @@ SCHEDULE_OPERATIONS = (
     ),
     Operation(
         "patch", _ONE, "update_schedule", "Change a schedule",
-        {200: content(ref("ScheduleShown"), SHOWN)}, (404, *_BODY),
+        {200: content(ref("ScheduleShown"), SHOWN)}, (404, 409, *_BODY),
         content(ref("SchedulePatch"), {"enabled": False}), (_ID,), "submit",
         "What is named changes. A schedule that is enabled again does not catch up.",
     ),
     Operation(
         "put", _ONE, "replace_schedule", "Change a schedule to what is given",
-        {200: content(ref("ScheduleShown"), SHOWN)}, (404, *_BODY), content(ref("ScheduleBody"), SCHEDULE), (_ID,),
+        {200: content(ref("ScheduleShown"), SHOWN)}, (404, 409, *_BODY), content(ref("ScheduleBody"), SCHEDULE), (_ID,),
         "submit", "What is not named has its default. Id and history stay.",
     ),
     Operation(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -25,7 +26,7 @@ from batchline import cron
 from batchline.batch import parse_schedule_id, show_schedule_id
 from batchline.batch_bodies.scheduled import batch_of
 from batchline.decoding import from_decoding
-from batchline.errors import BatchlineError, Fault, InvalidRequestError, NotFoundError
+from batchline.errors import BatchlineError, ConflictError, Fault, InvalidRequestError, NotFoundError
 from batchline.job import new_job_id
 from batchline.store.batch_contract import ScheduleView
 from batchline.wire_schedules import BackfillBody, ScheduleBody, SchedulePatch
@@ -36,6 +37,8 @@ MAX_BATCH_BYTES = 1 << 20
 """Of a schedule's batch body: it is kept, and read at each fire time."""
 _ID = "/v1/schedules/{schedule_id:str}"
 _THREADS = 2
+_TRIES = 20
+"""Each that is in vain means that another's change came first."""
 
 _create_decoder = msgspec.json.Decoder(ScheduleBody)
 _patch_decoder = msgspec.json.Decoder(SchedulePatch)
@@ -108,7 +111,22 @@ class ScheduleRoutes:
         return await self._change(view, await self._body(request, _create_decoder))
 
     async def _change(self, view: ScheduleView, body: ScheduleBody | SchedulePatch) -> ASGIResponse:
-        """Change what the body says, and answer with the schedule as it is then."""
+        """Change what the body says, whatever others change meanwhile; answer with the schedule as it is then."""
+        schedules = self._s.store.schedules
+        for _ in range(_TRIES):
+            changed = await self._changed(view, body)
+            try:
+                if await self._s.ask(partial(schedules.update, view, changed)):
+                    return answer(200, schedule_json(changed))
+            except InvalidRequestError as e:
+                raise _named_twice(e) from None
+            found = await self._s.ask(partial(schedules.read, view.id))
+            if found is None:
+                raise _unknown("")
+            view = found
+        raise ConflictError("Others keep changing this schedule; try again.")
+
+    async def _changed(self, view: ScheduleView, body: ScheduleBody | SchedulePatch) -> ScheduleView:
         given: dict[str, Any] = {k: v for k, v in msgspec.structs.asdict(body).items() if v is not msgspec.UNSET}
         if isinstance(body.batch, msgspec.Raw):
             given["batch"] = bytes(body.batch).decode(errors="replace")
@@ -120,12 +138,7 @@ class ScheduleRoutes:
             # What is due already still fires, unless the rhythm itself is new.
             keeps = view.enabled and changed.enabled and not changes.keys() & {"cron", "timezone"}
             changed = replace(checked, next_fire_at=view.next_fire_at) if keeps else checked
-        try:
-            if not await self._s.ask(lambda: self._s.store.schedules.update(changed)):
-                raise _unknown("")
-        except InvalidRequestError as e:
-            raise _named_twice(e) from None
-        return answer(200, schedule_json(changed))
+        return changed
 
     async def delete(self, request: AnyRequest) -> ASGIResponse:
         view = await self._view(request, "submit")

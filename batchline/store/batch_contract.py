@@ -335,8 +335,8 @@ class Schedules(Protocol):
         """InvalidRequestError when the tenant has one of this name."""
         ...
 
-    def update(self, schedule: ScheduleView) -> bool:
-        """Replace all but id, tenant and created_at."""
+    def update(self, seen: ScheduleView, schedule: ScheduleView) -> bool:
+        """Replace all but id, tenant and created_at. False: it was changed, fired or deleted since it was seen."""
         ...
 
     def read(self, schedule_id: uuid.UUID) -> ScheduleView | None:

@@ -27,10 +27,15 @@ VALUES (%(id)s, %(tenant_id)s, %(name)s, %(cron)s, %(timezone)s, %(batch)s, %(ca
 ON CONFLICT DO NOTHING
 """
 
+# Who waited for another's change finds the row other than it was seen.
 _UPDATE = """
 UPDATE schedules SET name = %(name)s, cron = %(cron)s, timezone = %(timezone)s, batch = %(batch)s,
   catch_up = %(catch_up)s, overlap = %(overlap)s, enabled = %(enabled)s, next_fire_at = %(next_fire_at)s
-WHERE id = %(id)s AND tenant_id = %(tenant_id)s RETURNING 1
+WHERE id = %(id)s AND tenant_id = %(tenant_id)s AND name = %(seen_name)s AND cron = %(seen_cron)s
+  AND timezone = %(seen_timezone)s AND batch = %(seen_batch)s AND catch_up = %(seen_catch_up)s
+  AND overlap = %(seen_overlap)s AND enabled = %(seen_enabled)s
+  AND next_fire_at IS NOT DISTINCT FROM %(seen_next_fire_at)s
+RETURNING 1
 """
 
 _LIST = f"""{_SELECT} WHERE tenant_id = %(tenant)s AND (%(after)s::uuid IS NULL OR id > %(after)s::uuid)
@@ -121,9 +126,10 @@ class Schedules:
             return keys.refusal(e)
         return self.read(schedule.id) or _taken(schedule.name)
 
-    def update(self, schedule: ScheduleView) -> bool:
+    def update(self, seen: ScheduleView, schedule: ScheduleView) -> bool:
+        params = asdict(schedule) | {f"seen_{name}": value for name, value in asdict(seen).items()}
         try:
-            return bool(self._db.run(_UPDATE, asdict(schedule)))
+            return bool(self._db.run(_UPDATE, params))
         except psycopg2.errors.UniqueViolation as e:
             raise _taken(schedule.name) from e
         except (psycopg2.DataError, ValueError) as e:

@@ -64,12 +64,29 @@ def test_an_update_replaces_all_but_whose_it_is_and_since_when(store, schedule):
     """Its name must still be free; another tenant's is not there."""
     new = replace(schedule, name="n", cron="1 * * * *", timezone="UTC", batch='{"a":1}', catch_up="all",
                   overlap="queue", enabled=False, next_fire_at=None)  # fmt: skip
-    assert store.schedules.update(replace(new, created_at=T0 + HOUR))
+    assert store.schedules.update(schedule, replace(new, created_at=T0 + HOUR))
     assert store.schedules.read(schedule.id) == new
-    assert not store.schedules.update(replace(new, tenant_id=2))
+    assert not store.schedules.update(new, replace(new, tenant_id=2))
     store.schedules.add(_schedule("taken"))
     with pytest.raises(InvalidRequestError):
-        store.schedules.update(replace(new, name="taken"))
+        store.schedules.update(new, replace(new, name="taken"))
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    [
+        {"name": "n"}, {"cron": "1 * * * *"}, {"timezone": "UTC"}, {"batch": "[]"}, {"catch_up": "all"},
+        {"overlap": "queue"}, {"enabled": False}, {"next_fire_at": T0 + HOUR}, {"next_fire_at": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_update_of_what_was_changed_meanwhile_changes_nothing(store, schedule, meanwhile):
+    """Whatever another changed since it was seen."""
+    others = replace(schedule, **meanwhile)
+    assert store.schedules.update(schedule, others)
+    assert not store.schedules.update(schedule, replace(schedule, cron="2 * * * *"))
+    assert store.schedules.read(schedule.id) == others
+    assert store.schedules.update(others, schedule)
 
 
 def test_schedules_are_listed_oldest_first(store):
@@ -159,7 +176,7 @@ def test_a_run_without_room_for_its_batch_is_skipped_and_says_so(store, schedule
 def test_a_disabled_or_deleted_schedule_does_not_fire(store, schedule):
     """Even if it was due when the scheduler looked."""
     batch = _batch(schedule)
-    store.schedules.update(replace(schedule, enabled=False))
+    store.schedules.update(schedule, replace(schedule, enabled=False))
     assert not store.schedules.fire(schedule.id, T0, [_run(schedule, batch=batch)], [batch], None)
     assert not store.schedules.delete(2, schedule.id)
     assert store.schedules.delete(1, schedule.id)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import stack
 from api_server import ALICE, BOB, READER, running_api
+from system import until
 
 from api.openapi_schedules import SCHEDULE
 from batchline.batch import parse_schedule_id
@@ -108,6 +111,23 @@ def test_what_is_named_changes(api):
     assert api.call("PATCH", path, json={"cron": "x"}).json()["errors"][0]["pointer"] == "/cron"
     assert api.call("PATCH", path, json={"batch": {"model": "digits"}}).json()["errors"][0]["pointer"] == "/batch/input"
     assert api.call("GET", path).json() == hourly
+
+
+def test_changes_at_one_time_are_all_kept(api):
+    """Three read the schedule before any of them writes; its next fire time fits what they made of it together."""
+    one = f"/v1/schedules/{made(api)['id']}"
+    changes = ({"cron": "5 4 * * *"}, {"enabled": False}, {"overlap": "allow"})
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    with stack.connected(api.database_url) as connection, ThreadPoolExecutor(len(changes)) as threads:
+        cursor = connection.cursor()
+        cursor.execute("BEGIN; SELECT 1 FROM schedules FOR UPDATE")
+        answers = [threads.submit(api.call, "PATCH", one, json=change) for change in changes]
+        until(lambda: len(stack.query(api.database_url, waiting)) == len(changes), within_s=30, what="all at the row")
+        cursor.execute("COMMIT")
+        assert [answer.result().status_code for answer in answers] == [200] * len(changes)
+    shown = api.call("GET", one).json()
+    assert (shown["cron"], shown["enabled"], shown["overlap"]) == ("5 4 * * *", False, "allow")
+    assert shown["next_fire_at"] is None
 
 
 def test_put_gives_every_field_anew(api):
