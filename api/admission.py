@@ -7,15 +7,16 @@ import hashlib
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import NamedTuple
 
 import msgspec
 
 from api.backlog import Backlog
 from api.catalogue import Models
-from batchline import rows
+from batchline import rows, webhook
 from batchline.clock import Clock
 from batchline.decoding import from_decoding
 from batchline.errors import Fault, InvalidRequestError, MalformedError
@@ -27,6 +28,7 @@ from batchline.wire import SubmitBody
 OFF_LOOP_BYTES = 64 * 1024
 """Bodies above this are read in a thread."""
 MAX_METADATA_BYTES = 16 * 1024
+_MAX_FAULTS = 20
 
 _decoder = msgspec.json.Decoder(SubmitBody)
 
@@ -37,6 +39,7 @@ class Limits:
 
     max_rows: int
     ttl_default_s: float
+    webhooks: webhook.Allowed = field(default_factory=webhook.Allowed)
 
 
 class Wishes(msgspec.Struct, frozen=True, gc=False):
@@ -49,6 +52,7 @@ class Wishes(msgspec.Struct, frozen=True, gc=False):
     metadata: str | None = None
     idempotency_key: str | None = None
     body_hash: bytes | None = None
+    webhook: webhook.Webhook | None = None
 
 
 class Ready(NamedTuple):
@@ -90,6 +94,8 @@ class Admission:
             raise InvalidRequestError(
                 "The body does not fit.", faults=(Fault("/parameters", "must be empty: no parameter is known"),)
             )
+        if body.webhook is not None:
+            self._check(body.webhook)
         job_id = self.new_id()
         model = await self._models.resolve(body.model, body.version, known_by(job_id, idempotency_key))
         wishes = Wishes(
@@ -100,11 +106,17 @@ class Admission:
             metadata=_metadata(body.metadata),
             idempotency_key=idempotency_key,
             body_hash=hashlib.sha256(raw).digest() if idempotency_key is not None else None,
+            webhook=body.webhook,
         )
         inputs = body.inputs
         count, payload = await self.off_loop(len(raw), lambda: self._rows(inputs, model))
         shadow = self._models.known.shadow(body.model, model) if body.version is None else None
         return Ready(self.mint(principal, model, count, payload, wishes), model, shadow)
+
+    def _check(self, wanted: webhook.Webhook) -> None:
+        faults = webhook.faults(wanted, "job", self._limits.webhooks)
+        if found := tuple(islice(faults, _MAX_FAULTS)):
+            raise InvalidRequestError("The body does not fit.", faults=found)
 
     async def off_loop(self, size: int, work: Callable[[], tuple[int, bytes]]) -> tuple[int, bytes]:
         """Do the work at once if `size` bytes are few, else in a thread."""
@@ -144,6 +156,7 @@ class Admission:
             deadline_at=deadline,
             idempotency_key=wishes.idempotency_key,
             body_hash=wishes.body_hash,
+            webhook=wishes.webhook,
         )
 
     def _deadline(self, now: datetime, wishes: Wishes) -> datetime | None:

@@ -32,11 +32,13 @@ from api.scaling import ScalingRoutes
 from api.services import Services
 from api.shadows import Shadows
 from api.traffic import TrafficRoutes
+from api.webhooks import WebhookRoutes
 from batchline.clock import SystemClock
 from batchline.queue.contract import Finished, Nudger
 from batchline.settings import Settings
 from batchline.store import Store, open_store
 from batchline.store.clock import StoreClock
+from batchline.webhook import parse_allowed
 
 CLOSE_S = 10.0
 _SLACK_S = 0.5
@@ -73,6 +75,7 @@ def build(settings: Settings, store: Store, nudger: Nudger, hints: Finished) -> 
     )
     # One connection more, opened at the first copy, which must not take one from what clients wait for.
     shadow_store = open_store(settings.database_url, connections=1, statement_timeout_s=SHADOW_STATEMENT_S)
+    limits = Limits(settings.max_rows, settings.ttl_default_s, parse_allowed(settings.webhook_allow))
     services = Services(
         settings=settings,
         store=store,
@@ -81,7 +84,7 @@ def build(settings: Settings, store: Store, nudger: Nudger, hints: Finished) -> 
         keys=Keys(store.catalogue.find_key, ask, clock),
         models=models,
         backlog=backlog,
-        admission=Admission(models, backlog, parsing, clock, Limits(settings.max_rows, settings.ttl_default_s)),
+        admission=Admission(models, backlog, parsing, clock, limits),
         commits=Commits(
             store.jobs.submit, nudger.nudge, wait_s=settings.group_wait_s, limit_bytes=settings.group_bytes
         ),
@@ -113,6 +116,7 @@ def build(settings: Settings, store: Store, nudger: Nudger, hints: Finished) -> 
             *data_routes(services, clock),
             *OpsRoutes(services, health).handlers(),
             *TrafficRoutes(services).handlers(),
+            *WebhookRoutes(services).handlers(),
             *ScalingRoutes(services).handlers(),
             *CostRoutes(services, clock).handlers(),
             *openapi.handlers(settings.max_rows),

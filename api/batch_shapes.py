@@ -94,6 +94,7 @@ def batch_body(view: BatchView, cost: float | None) -> BatchBody:
         schedule_id=show_schedule_id(view.schedule_id) if view.schedule_id else None,
         fire_at=_at(view.fire_at),
         cost=cost,
+        webhook=view.webhook or msgspec.UNSET,
     )
 
 

@@ -20,6 +20,7 @@ from api.openapi_costs import COST_OPERATIONS
 from api.openapi_data import BATCH_ID, DATA_OPERATIONS, DATA_SHAPES, refine
 from api.openapi_schedules import SCHEDULE_OPERATIONS, SCHEDULE_SHAPES, refine_schedules
 from api.openapi_traffic import TRAFFIC_OPERATIONS, TRAFFIC_SHAPES, refine_traffic
+from api.openapi_webhooks import WEBHOOK_OPERATIONS, WEBHOOK_SHAPES, refine_webhooks
 from api.operations import KEY, OBJECT, REF, Json, Operation, content, parameter, ref
 from batchline.job import Status
 from batchline.v2_tensors import InferBody
@@ -121,6 +122,7 @@ OPERATIONS = (
         {200: content(OBJECT)}, (404, 503), None, (_MODEL,), "read",
     ),
     *TRAFFIC_OPERATIONS,
+    *WEBHOOK_OPERATIONS,
     Operation("get", "/v1/workers", "list_workers", "List workers", {200: content(OBJECT)}, (503,), scope="admin"),
     Operation(
         "get", "/v1/backlog", "get_backlog", "Read how much is queued and running, by pool",
@@ -160,7 +162,10 @@ OPERATIONS = (
 
 def document(max_rows: int) -> Json:
     """The whole OpenAPI document."""
-    shapes = [SubmitBody, JobBody, JobList, Problem, InferBody, *DATA_SHAPES, *SCHEDULE_SHAPES, *TRAFFIC_SHAPES]
+    shapes = [
+        SubmitBody, JobBody, JobList, Problem, InferBody, *DATA_SHAPES, *SCHEDULE_SHAPES, *TRAFFIC_SHAPES,
+        *WEBHOOK_SHAPES,
+    ]  # fmt: skip
     _, schemas = msgspec.json.schema_components(shapes, ref_template=REF, schema_hook=_anything)
     submit = cast("Json", schemas["SubmitBody"]["properties"])
     submit["inputs"] = {"type": "array", "minItems": 1, "maxItems": max_rows, "description": "A row: a nested list, an"
@@ -174,6 +179,7 @@ def document(max_rows: int) -> Json:
     refine(schemas)
     refine_schedules(schemas)
     refine_traffic(schemas)
+    refine_webhooks(schemas)
     schemas["V2Error"] = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
     paths: Json = {}
     for operation in OPERATIONS:

@@ -74,6 +74,7 @@ def job_body(view: JobView, eta_s: float | None) -> JobBody:
         deadline=_at(view.deadline_at) if view.deadline_at else None,
         deadline_missed=bool(ended and view.deadline_at and view.finished_at and view.finished_at > view.deadline_at),
         code=view.code,
+        webhook=view.webhook or msgspec.UNSET,
     )
 
 

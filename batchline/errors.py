@@ -83,7 +83,7 @@ class NotFoundError(BatchlineError):
 
 
 class ConflictError(BatchlineError):
-    """The same idempotency key is in flight elsewhere."""
+    """The same is in hand elsewhere: an idempotency key in flight, a schedule that others keep changing."""
 
     code = "conflict"
     retryable = True
@@ -99,6 +99,12 @@ class AlreadyEndedError(BatchlineError):
     """The job has ended, so that it can no longer be cancelled."""
 
     code = "already_ended"
+
+
+class EndpointDisabledError(BatchlineError):
+    """The endpoint of a webhook has been disabled; nothing is sent there until it is enabled again."""
+
+    code = "endpoint_disabled"
 
 
 class ResultExpiredError(BatchlineError):
@@ -215,6 +221,7 @@ HTTP_STATUS: dict[type[BatchlineError], int] = {
     ConflictError: 409,
     KeyReusedError: 422,
     AlreadyEndedError: 409,
+    EndpointDisabledError: 409,
     ResultExpiredError: 410,
     TooLargeError: 413,
     UnsupportedMediaError: 415,

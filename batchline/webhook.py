@@ -20,7 +20,7 @@ from urllib.parse import SplitResult, urlsplit
 import msgspec
 
 from batchline import ids
-from batchline.errors import Fault
+from batchline.errors import Fault, NotFoundError
 
 JOB_EVENTS = ("job.succeeded", "job.failed", "job.cancelled", "job.expired")
 BATCH_EVENTS = ("batch.completed", "batch.failed", "batch.cancelled", "batch.expired")
@@ -209,6 +209,36 @@ def _carried(address: Address) -> Address:
 def show_message_id(message_id: uuid.UUID) -> str:
     """The id as receivers see it: `msg_` and 26 characters; the header webhook-id."""
     return ids.show("msg_", message_id)
+
+
+def parse_message_id(text: str) -> uuid.UUID:
+    """The inverse of `show_message_id`.
+
+    Raises:
+        NotFoundError: the text is no id of a message, so no message has it.
+    """
+    return _parsed("msg_", text, "There is no delivery with this id.")
+
+
+def show_endpoint_id(endpoint_id: uuid.UUID) -> str:
+    """The id of an endpoint as clients see it: `endpoint_` and 26 characters."""
+    return ids.show("endpoint_", endpoint_id)
+
+
+def parse_endpoint_id(text: str) -> uuid.UUID:
+    """The inverse of `show_endpoint_id`.
+
+    Raises:
+        NotFoundError: the text is no id of an endpoint, so no endpoint has it.
+    """
+    return _parsed("endpoint_", text, "There is no endpoint with this id.")
+
+
+def _parsed(prefix: str, text: str, unknown: str) -> uuid.UUID:
+    found = ids.parse(prefix, text)
+    if found is None:
+        raise NotFoundError(unknown)
+    return found
 
 
 def new_secret() -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from batchline.batch import BatchFault, Condition, Input, Output
+from batchline.webhook import Webhook
 
 Priority = Annotated[int, msgspec.Meta(ge=0, le=9, description="0 is first, 9 is last")]
 
@@ -24,6 +25,7 @@ class SubmitBody(msgspec.Struct, forbid_unknown_fields=True):
     deadline: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     metadata: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
     """An object or null; read only after its size has been looked at."""
+    webhook: Webhook | None = None
 
 
 class QueuePlace(msgspec.Struct):
@@ -64,6 +66,8 @@ class JobBody(msgspec.Struct):
     deadline_missed: bool = False
     code: str | None = None
     """Why a failed job failed, when no row is to blame: `poison`, `model_error`."""
+    webhook: Webhook | msgspec.UnsetType = msgspec.UNSET
+    """Only of a job that has one."""
     object: str = "job"
 
 
@@ -110,6 +114,7 @@ class RequestsBody(msgspec.Struct, forbid_unknown_fields=True):
     completion_window: str
     metadata: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
     output_expires_after: Expiry | None = None
+    webhook: Webhook | None = None
 
 
 class InputBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -139,6 +144,7 @@ class DataSetBody(msgspec.Struct, forbid_unknown_fields=True):
     ttl_s: Annotated[float, msgspec.Meta(gt=0, le=31_536_000)] | None = None
     deadline: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     metadata: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
+    webhook: Webhook | None = None
 
 
 class FileBody(msgspec.Struct):
@@ -251,6 +257,8 @@ class BatchBody(msgspec.Struct):
     """OpenAI's count of tokens: there are none."""
     cost: float | None = None
     """What its slices cost so far, in the currency of the prices; None where nothing has a price."""
+    webhook: Webhook | msgspec.UnsetType = msgspec.UNSET
+    """Only of a batch that has one."""
     object: str = "batch"
 
 

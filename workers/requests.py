@@ -168,6 +168,9 @@ class RequestsWork:
         if body.parameters:
             fault = Fault("/parameters", "must be empty: no parameter is known")
             raise InvalidRequestError("The body does not fit.", faults=(fault,))
+        if body.webhook is not None:
+            fault = Fault("/webhook", "belongs to the batch: a line has no end of its own")
+            raise InvalidRequestError("The body does not fit.", faults=(fault,))
         if memoryview(body.metadata).nbytes:
             request.metadata = _metadata(body.metadata)
         request.block = rows.parse(memoryview(body.inputs), self._spec, max_rows=self._max_rows)

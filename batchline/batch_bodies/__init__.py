@@ -16,10 +16,12 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Literal, NoReturn, Protocol
 
 import msgspec
 
+from batchline import webhook
 from batchline.batch import (
     BatchStatus,
     BatchView,
@@ -44,6 +46,7 @@ __all__ = ["Checked", "Finds", "InlineRows", "Rules", "blob_key", "check", "retr
 
 MAX_METADATA_PAIRS, MAX_METADATA_KEY, MAX_METADATA_VALUE = 16, 64, 512
 _MAX_METADATA_BYTES = 64 * 1024
+_MAX_WEBHOOK_FAULTS = 20
 _INPUT_PURPOSE, _ROWS_PURPOSE = "batch", "user_data"
 _MIN_WINDOW, _MAX_WINDOW = timedelta(minutes=1), timedelta(days=30)
 _WINDOW = re.compile(r"([1-9][0-9]{0,5})([mhd])", re.ASCII)
@@ -113,7 +116,7 @@ def check(raw: bytes, *, tenant_id: int, finds: Finds, rules: Rules, now: dateti
     try:
         kind = _kind_decoder.decode(raw)
         if kind.model is msgspec.UNSET and kind.input is msgspec.UNSET:
-            return _requests(_requests_decoder.decode(raw), tenant_id, finds)
+            return _requests(_requests_decoder.decode(raw), tenant_id, finds, rules)
         if kind.input_file_id is not msgspec.UNSET:
             _refuse([Fault("/input_file_id", "names requests, and `model` a data set: give one of them")])
         body = _data_set_decoder.decode(raw)
@@ -122,7 +125,7 @@ def check(raw: bytes, *, tenant_id: int, finds: Finds, rules: Rules, now: dateti
     return _data_set(body, tenant_id, finds, rules, now)
 
 
-def _requests(body: RequestsBody, tenant_id: int, finds: Finds) -> Checked:
+def _requests(body: RequestsBody, tenant_id: int, finds: Finds, rules: Rules) -> Checked:
     faults: list[Fault] = []
     file = _input_file(body.input_file_id, tenant_id, finds)
     if file is None:
@@ -134,6 +137,7 @@ def _requests(body: RequestsBody, tenant_id: int, finds: Finds) -> Checked:
     if window is None:
         faults.append(Fault("/completion_window", "must be 24h, or another number of m, h or d, from 1m to 30d"))
     metadata = _metadata(body.metadata, faults)
+    faults += _webhook_faults(body, rules)
     if faults or file is None or window is None:
         _refuse(faults)
     expiry = body.output_expires_after.seconds if body.output_expires_after else None
@@ -146,6 +150,7 @@ def _requests(body: RequestsBody, tenant_id: int, finds: Finds) -> Checked:
             window=window,
             metadata=metadata,
             input_file_id=file.id,
+            webhook=body.webhook,
         )
     )
 
@@ -203,6 +208,7 @@ def _data_set(body: DataSetBody, tenant_id: int, finds: Finds, rules: Rules, now
     faults += places.column_faults(wanted, output, model.spec)
     deadline = _deadline(body, now, faults)
     metadata = _metadata(body.metadata, faults)
+    faults += _webhook_faults(body, rules)
     if faults:
         _refuse(faults)
     rows, file_id = None, None
@@ -227,6 +233,7 @@ def _data_set(body: DataSetBody, tenant_id: int, finds: Finds, rules: Rules, now
         error_threshold=body.error_threshold,
         metadata=metadata,
         input_file_id=file_id,
+        webhook=body.webhook,
     )
     return Checked(batch, rows)
 
@@ -251,7 +258,8 @@ def retry_of(parent: BatchView, model_id: int | None) -> NewBatch:
 
     A parent that has replaced a table left its failed rows out: they are appended. One that came to no end has replaced
     nothing, and what it had scored is gone with it: the child replaces the table, and does all rows.
-    Requests have their window again; the deadline of a data set is not kept.
+    Requests have their window again; the deadline of a data set is not kept. Whoever was to be
+    told of the parent's end is told of the child's.
 
     Args:
         parent: has ended.
@@ -277,6 +285,7 @@ def retry_of(parent: BatchView, model_id: int | None) -> NewBatch:
         metadata=parent.metadata,
         input_file_id=parent.input_file_id,
         parent_id=parent.id,
+        webhook=parent.webhook,
     )
 
 
@@ -322,6 +331,11 @@ def _metadata(raw: msgspec.Raw, faults: list[Fault]) -> str | None:
         elif "\0" in key or "\0" in value:
             faults.append(Fault("/metadata", "has a NUL character, which cannot be kept"))
     return msgspec.json.encode(pairs).decode()
+
+
+def _webhook_faults(body: DataSetBody | RequestsBody, rules: Rules) -> Iterator[Fault]:
+    if body.webhook is not None:
+        yield from islice(webhook.faults(body.webhook, "batch", rules.webhooks), _MAX_WEBHOOK_FAULTS)
 
 
 def _refuse(faults: list[Fault]) -> NoReturn:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
+from batchline import webhook
 from batchline.batch import Condition, Input, Output
 from batchline.data import places_of, table_names, uris
 from batchline.errors import Fault, SourceError
@@ -32,12 +33,14 @@ class Rules:
     databases: frozenset[str] = frozenset()
     """Names, not addresses."""
     files_kept_s: float = Settings.files_kept_s
+    webhooks: webhook.Allowed = field(default_factory=webhook.Allowed)
+    """Private places that webhooks may lead to."""
 
     @classmethod
     def of(cls, settings: Settings) -> Rules:
         """Raise SettingsError when they cannot be meant so."""
-        places = places_of(settings)
-        return cls(places.data_roots, frozenset(places.databases), settings.files_kept_s)
+        places, allowed = places_of(settings), webhook.parse_allowed(settings.webhook_allow)
+        return cls(places.data_roots, frozenset(places.databases), settings.files_kept_s, allowed)
 
 
 def input_of(given: InputBody, rules: Rules, faults: list[Fault]) -> Input:

@@ -15,8 +15,12 @@ from batchline.batch import show_batch_id, show_file_id, show_schedule_id
 from batchline.job import new_job_id, show_id
 from batchline.local.servers import PostgresServer, ValkeyServer
 from batchline.store.batch_contract import ScheduleView
+from batchline.webhook import show_endpoint_id, show_message_id
 
-SHOW = {"job_id": show_id, "batch_id": show_batch_id, "file_id": show_file_id, "schedule_id": show_schedule_id}
+SHOW = {
+    "job_id": show_id, "batch_id": show_batch_id, "file_id": show_file_id, "schedule_id": show_schedule_id,
+    "message_id": show_message_id, "endpoint_id": show_endpoint_id,
+}  # fmt: skip
 NAMES = {"model": "digits", "version": "1"}
 OPEN = {"/livez", "/readyz", "/v2", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs"}
 
@@ -57,7 +61,12 @@ def alices(api: Running) -> dict[str, str]:
         new_job_id(), tenant_of(api), "nightly", "0 2 * * *", "UTC", "{}", "none", "skip", True, datetime.now(UTC), None
     )  # fmt: skip
     api.store.schedules.add(schedule)
+    told = api.submit(webhook={"url": "https://example.com/alice"}).json()["id"]
+    api.call("POST", f"/v1/jobs/{told}/cancel")
+    message = api.call("GET", "/v1/webhooks/deliveries").json()["data"][0]
     return {
+        "message_id": message["id"],
+        "endpoint_id": message["endpoint_id"],
         "job_id": api.submit().json()["id"],
         "file_id": api.call("POST", "/v1/files", **form).json()["id"],
         "batch_id": api.call("POST", "/v1/batches", json={"model": "digits", "input": {"rows": [ROW]}}).json()["id"],
@@ -84,8 +93,13 @@ def test_another_tenants_id_answers_as_an_unknown_one(api: Running) -> None:
             assert answers[0][0] == 404, (method, path, answers)
             assert answers[0] == answers[1] == answers[2], (method, path)
             checked.add(name)
-    assert checked >= {"job_id", "batch_id", "file_id"}
-    for name, path in (("job_id", "jobs"), ("batch_id", "batches"), ("file_id", "files")):
+    assert checked == set(SHOW)
+    for name, path in (
+        ("job_id", "jobs"),
+        ("batch_id", "batches"),
+        ("file_id", "files"),
+        ("message_id", "webhooks/deliveries"),
+    ):
         assert api.call("GET", f"/v1/{path}/{hers[name]}").status_code == 200
         assert hers[name] not in api.call("GET", f"/v1/{path}", BOB).text
     batch = api.call("GET", f"/v1/batches/{hers['batch_id']}").json()
