@@ -72,9 +72,16 @@ class Tables:
             return None
 
     def _decoded(self, lines: Sequence[bytes]) -> pa.Table:
-        rows = _ROWS.decode(b"[" + b",".join(lines) + b"]")
+        rows = list(map(_told, _ROWS.decode(b"[" + b",".join(lines) + b"]")))
         names = dict.fromkeys([*(name for row in rows for name in row), *self._known])
         return arrow().table({name: _array([row.get(name) for row in rows], self._known.get(name)) for name in names})
+
+
+def _told(row: dict[str, object]) -> dict[str, object]:
+    """A key whose own name is `error` is called `key`, as it is in the lines of rows that failed."""
+    if ERROR in row and not isinstance(row[ERROR], dict):
+        row["key"] = row.pop(ERROR)
+    return row
 
 
 def _type_of(tensor: Mapping[str, object]) -> Any:

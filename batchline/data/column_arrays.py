@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from batchline.data.bare_columns import bare, bare_type
 from batchline.errors import ModelError
 from batchline.model import DTYPES, TensorSpec
 
@@ -47,8 +48,9 @@ def is_list(kind: pa.DataType) -> bool:
 def kept_type(kind: pa.DataType) -> pa.DataType:
     """The type of a kept column in the output: one that every sink knows."""
     kind = plain_type(kind)
-    if isinstance(kind, pa.BaseExtensionType):
-        return pa.string() if isinstance(kind, pa.UuidType) else kept_type(kind.storage_type)
+    if isinstance(kind, pa.UuidType):
+        return pa.string()
+    kind = bare_type(kind)
     if pa.types.is_null(kind) or pa.types.is_string_view(kind):  # what was empty at the start is text
         return pa.string()
     return pa.binary() if pa.types.is_binary_view(kind) else kind
@@ -58,11 +60,9 @@ def kept(column: pa.Array[Any]) -> pa.Array[Any]:
     """The values as one of the plain types: UUIDs as texts, others as what they are stored as."""
     if pa.types.is_string_view(column.type) or pa.types.is_binary_view(column.type):  # Arrow casts no views
         return pa.array(column.to_pylist(), kept_type(column.type))
-    if not isinstance(column, pa.ExtensionArray):
-        return column
+    if not isinstance(column, pa.ExtensionArray) or not isinstance(column.type, pa.UuidType):
+        return column if bare_type(column.type) == column.type else kept(bare(column))
     stored: pa.Array[Any] = column.storage
-    if not isinstance(column.type, pa.UuidType):
-        return kept(stored)
     values = cast("list[bytes | None]", stored.to_pylist())
     digits = np.frombuffer(b"".join(v or bytes(16) for v in values).hex().encode(), np.uint8).reshape(-1, 32)
     texts = np.full((len(column), 36), ord("-"), np.uint8)
@@ -138,12 +138,13 @@ def leaves(column: pa.Array[Any], tensor: TensorSpec, *, allow_missing: bool) ->
     if pa.types.is_null(column.type):
         return np.full(len(column), np.nan if tensor.is_float else 0).astype(DTYPES[tensor.dtype]), faults
     if pa.types.is_decimal(column.type):
-        column = _plain_numbers(column, tensor)
+        column, bad = _plain_numbers(column, tensor)
+        faults = bad | faults
     if pa.types.is_boolean(column.type) and tensor.dtype != "BOOL":
         column = column.cast(pa.uint8())
     if nulls is not None:
         floats = pa.types.is_floating(column.type) or missing
-        column = column.cast(pa.float64()) if floats else column
+        column = column.cast(pa.float64(), safe=False) if floats else column  # rounded, as without nulls
         filled = pc.fill_null(column, pa.scalar(math.nan if floats else 0).cast(column.type))
         column = cast("pa.Array[Any]", filled)
     values = column.to_numpy(zero_copy_only=False)
@@ -154,14 +155,15 @@ def leaves(column: pa.Array[Any], tensor: TensorSpec, *, allow_missing: bool) ->
     return out, faults
 
 
-def _plain_numbers(column: pa.Array[Any], tensor: TensorSpec) -> pa.Array[Any]:
-    """Decimals as float64, or as whole numbers of the tensor's own size if all are such: float64 is not exact there."""
-    if not tensor.is_float:
-        try:
-            return column.cast(pa.uint64() if tensor.dtype == "UINT64" else pa.int64())
-        except pa.ArrowInvalid:
-            pass
-    return column.cast(pa.float64())
+def _plain_numbers(column: pa.Array[Any], tensor: TensorSpec) -> tuple[pa.Array[Any], Faults]:
+    """Decimals as float64, or as whole numbers of the tensor's own size, where float64 would not be exact."""
+    if tensor.is_float:
+        return column.cast(pa.float64()), {}
+    whole, misfits = cast_each(column, pa.uint64() if tensor.dtype == "UINT64" else pa.int64())
+    if not misfits:
+        return whole, {}
+    filled = cast("pa.Array[Any]", pc.fill_null(whole, pa.scalar(0).cast(whole.type)))
+    return filled, {at: f"{column[at].as_py()} {_not_whole(tensor)}" for at in misfits}
 
 
 def numbers_of(texts: pa.Array[Any], tensor: TensorSpec) -> tuple[pa.Array[Any], Faults]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from batchline.batch import BatchFault, DataSet
 from batchline.data import column_arrays
+from batchline.data.bare_columns import bare, bare_type
 from batchline.data.column_arrays import Array, Column, Faults, is_text, leaf_fits, list_fits, plain_type
 from batchline.data.contract import EXACT_AS_TEXT, FROM_PATH, MAYBE_NUMBERS, ROW, UNTYPED, Rows, marked
 from batchline.errors import Fault, InvalidRequestError, SourceError
@@ -22,6 +23,8 @@ TEXT = "text"
 """The column of texts that a model with a text front takes."""
 CODE = "code"
 MESSAGE = "message"
+ERROR = "error"
+"""In the lines of the default sink, of a row that has no outputs."""
 KEY = "key"
 """How the errors part calls a key whose own name is one of its other columns'."""
 
@@ -115,7 +118,7 @@ class Mapper:
         columns: dict[str, Column] = {}
         faults: Faults = {}
         for feed in self._feeds:
-            found = [batch.column(name) for name in feed.names]
+            found = [bare(batch.column(name)) for name in feed.names]
             for at, (name, column) in enumerate(zip(feed.names, found, strict=True)):
                 if feed.tensor and _maybe_numbers(batch.schema.field(name)) and _takes_numbers(feed):
                     found[at], bad = column_arrays.numbers_of(column, feed.tensor)
@@ -221,7 +224,12 @@ def _output(spec: ModelSpec, data: DataSet, passed: Sequence[pa.Field[Any]]) -> 
 
 
 def _is_numbered(data: DataSet) -> bool:
-    return data.input.key is None or (data.output.uri is None and data.output.table is None)
+    return data.input.key is None or _is_default(data)
+
+
+def _is_default(data: DataSet) -> bool:
+    """Whether the output is lines in Postgres."""
+    return data.output.uri is None and data.output.table is None
 
 
 class _Choice:
@@ -284,6 +292,14 @@ class _Choice:
                 self._fault(f"The column {name!r} has the name of an output of {self._spec.name}.", param)
             elif name == ROW and _is_numbered(data):
                 self._fault(f"The column {ROW!r} has the name of the row's number: rename it.", param)
+            elif name == ERROR and name != key and _is_default(data):
+                self._fault(f"The column {ERROR!r} has the name of what tells of rows that fail: rename it.", param)
+        taken = {ROW, ERROR} if _is_default(data) else {ROW} if _is_numbered(data) else set[str]()
+        for name in sorted(outputs & taken):
+            self._fault(
+                f"{self._spec.name} has an output {name!r}, which each line has anyway: give a key and an `output`.",
+                "output",
+            )
         return list(dict.fromkeys(name for name, _ in wanted))
 
     def _choose(self, given: Sequence[str] | None) -> None:
@@ -314,7 +330,7 @@ class _Choice:
             self._fault(f"{self._spec.name} reads one column of text: name it in `columns`.")
 
     def _feed(self, tensor: TensorSpec, names: list[str]) -> _Feed:
-        kind = plain_type(self._types[names[0]]) if len(names) == 1 else pa.null()
+        kind = plain_type(bare_type(self._types[names[0]])) if len(names) == 1 else pa.null()
         return _Feed(tensor, names, column_arrays.is_list(kind) or len(tensor.shape) > 1)
 
     def _check(self, feed: _Feed) -> None:
@@ -333,10 +349,26 @@ class _Choice:
             readable = (_takes_numbers(feed) and name in self.texts) or (_takes_text(feed) and name in self.untyped)
             if not (_fits(self._types[name], feed) or readable):
                 kind = "text" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
-                self._fault(f"The column {name!r} is {self._types[name]}; {self._spec.name} takes {kind}.")
+                told = f"The column {name!r} is {self._types[name]}; {self._spec.name} takes {kind}."
+                self._fault(f"{told} {_todo(self._types[name], feed)}")
+
+
+def _todo(kind: pa.DataType, feed: _Feed) -> str:
+    """What to do with a column of a type that does not fit."""
+    kind, tensor = plain_type(bare_type(kind)), feed.tensor
+    if feed.is_list and tensor is not None:
+        axes = " x ".join("any" if axis is None else str(axis) for axis in tensor.shape)
+        return f"Make {'nested ' * (len(tensor.shape) > 1)}lists of {axes} numbers of it."
+    if _takes_text(feed):
+        return "Make text of it, or name other columns in `columns`."
+    if column_arrays.is_list(kind) or pa.types.is_struct(kind):
+        return "Give each of its values a column."
+    wanted = "true and false" if tensor is not None and tensor.dtype == "BOOL" else "numbers"
+    return f"Make {wanted} of it, or name other columns in `columns`."
 
 
 def _fits(kind: pa.DataType, feed: _Feed) -> bool:
+    kind = bare_type(kind)
     if feed.tensor is None:
         return is_text(plain_type(kind)) or pa.types.is_null(kind)
     return list_fits(kind, feed.tensor) if feed.is_list else leaf_fits(kind, feed.tensor)
