@@ -86,11 +86,20 @@ class Deliveries:
             limit=min(free, _PORTION), per_endpoint=share(self._in_flight, self._threads), lease_s=self._lease_s
         )
         for message in due:
-            with self._lock:
-                self._in_flight += 1
-            WEBHOOKS_IN_FLIGHT.set(self._in_flight)
-            threading.Thread(target=self._see_through, args=(message, taken_at), name="webhook", daemon=True).start()
+            self._count(1)
+            try:
+                threading.Thread(
+                    target=self._see_through, args=(message, taken_at), name="webhook", daemon=True
+                ).start()
+            except RuntimeError:  # no thread more on this machine: the message is left to its lease
+                self._count(-1)
+                raise
         return len(due)
+
+    def _count(self, change: int) -> None:
+        with self._lock:
+            self._in_flight += change
+            WEBHOOKS_IN_FLIGHT.set(self._in_flight)
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -120,9 +129,7 @@ class Deliveries:
         except Exception:
             log.exception("webhook left to its lease", extra=_about(due))
         finally:
-            with self._lock:
-                self._in_flight -= 1
-            WEBHOOKS_IN_FLIGHT.set(self._in_flight)
+            self._count(-1)
             self._freed.set()
 
     def _report(self, due: Due, answer: Answer, until: float) -> None:
