@@ -95,15 +95,6 @@ def load(path: Path, step_s: float = STEP_S) -> Trace:
     return Trace(path.stem, step_s, steps, tuple(moved))
 
 
-def save(trace: Trace, path: Path) -> None:
-    """Write a trace as `load` reads it; steps without arrivals are left out."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        out = csv.writer(file, lineterminator="\n")
-        out.writerow(["at_s", "rows", "due_s"])
-        out.writerows([n * trace.step_s, f"{rows:g}", ""] for n, rows in enumerate(trace.online) if rows)
-        out.writerows([b.at_s, f"{b.rows:g}", b.due_s] for b in trace.batches)
-
-
 def _arrivals(rates: Floats, rng: np.random.Generator) -> Floats:
     """Rows by step from [S] expected rows/s: a drift of ±10 % over about two minutes, and jobs at random."""
     noise, drift = rng.standard_normal(len(rates)), np.empty(len(rates))

@@ -11,16 +11,15 @@ from autoscaler.simulate.__main__ import main
 from autoscaler.simulate.compare import Target as Goal
 from autoscaler.simulate.compare import compare, table
 from autoscaler.simulate.fleet import World
-from autoscaler.simulate.trace import Trace, save
+from autoscaler.simulate.trace import Trace
 from batchline.errors import BatchlineError
 
 
 @pytest.fixture
 def hour(tmp_path):
     """Forty quiet minutes and a burst between them, as a CSV."""
-    rows = np.full(720, 500.0)
-    rows[240:300] = 5000.0
-    save(Trace("hour", 5.0, rows), tmp_path / "hour.csv")
+    lines = [f"{n * 5},{5000 if 240 <= n < 300 else 500},\n" for n in range(720)]
+    (tmp_path / "hour.csv").write_text("".join(["at_s,rows,due_s\n", *lines]))
     return tmp_path / "hour.csv"
 
 
