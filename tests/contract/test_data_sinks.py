@@ -1,4 +1,4 @@
-"""One suite for every sink in files: three formats on file:// and s3://; and the default sink's lines."""
+"""One suite for every sink in files: three formats on file:// and s3://."""
 
 from __future__ import annotations
 
@@ -16,22 +16,14 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 from object_store import FaultProxy, ObjectStore, object_store
+from sink_rows import SCHEMA, faults, rows
 
-from batchline.batch import Chunk, Input, Output, Staged
+from batchline.batch import Input, Output, Staged
 from batchline.data import open_sink, open_source, s3_client, s3_folder
 from batchline.data.contract import Manifest, Places, Sink, SinkContext
 from batchline.errors import SinkError, SinkUnavailableError
 
 FORMATS = ["parquet", "csv", "jsonl"]
-SCHEMA = pa.schema(
-    [
-        ("id", pa.int64()),
-        ("note", pa.string()),
-        ("label", pa.int64()),
-        ("scores", pa.list_(pa.float32(), 3)),
-    ]
-)
-ERRORS = pa.schema([("row", pa.int64()), ("id", pa.int64()), ("code", pa.string()), ("message", pa.string())])
 
 
 @pytest.fixture(scope="module")
@@ -88,25 +80,6 @@ def _local(tmp_path: Path) -> Here:
         lambda: {p.name: p.read_bytes() for p in listed() if not p.name.startswith(".")},
         lambda: [p.name for p in listed() if p.name.startswith(".")],
     )
-
-
-def rows(count: int, start: int = 0) -> pa.RecordBatch:
-    number = np.arange(start, start + count)
-    scores = np.sin(np.arange(start * 3, (start + count) * 3)).astype(np.float32)
-    return pa.RecordBatch.from_arrays(
-        [
-            pa.array(number),
-            pa.array([f'n "{n}",\n' for n in number.tolist()]),
-            pa.array(number % 7),
-            pa.FixedSizeListArray.from_arrays(pa.array(scores), 3),
-        ],
-        schema=SCHEMA,
-    )
-
-
-def faults(*numbers: int) -> pa.RecordBatch:
-    told = [{"row": n, "id": n, "code": "invalid", "message": f"row {n}"} for n in numbers]
-    return pa.RecordBatch.from_pylist(told, schema=ERRORS)
 
 
 def staged(sink: Sink, number: int, *batches: pa.RecordBatch, bad: pa.RecordBatch | None = None) -> Staged:
@@ -368,15 +341,16 @@ class TestRefusals:
 import resource, signal, sys, uuid
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 sys.path[:0] = {sys.path!r}
+import sink_rows
 import test_data_sinks as t
 from batchline.errors import SinkError
 from pathlib import Path
 here = t._local(Path({str(tmp_path)!r}))
-part = here.sink({kind!r}).open(0, 1, t.SCHEMA)
+part = here.sink({kind!r}).open(0, 1, sink_rows.SCHEMA)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 try:
     for at in range(20):
-        part.write(t.rows(20_000, at * 20_000))
+        part.write(sink_rows.rows(20_000, at * 20_000))
     part.stage()
 except SinkError as e:
     part.abort()
@@ -392,68 +366,3 @@ except SinkError as e:
         )
         assert "the disk is full" in done.stdout, done.stderr
         assert done.stdout.strip().endswith("{} []")
-
-
-class Lines:
-    """Keeps what the default sink gives to the store."""
-
-    def __init__(self) -> None:
-        self.chunks: list[Chunk] = []
-        self.swept: list[uuid.UUID] = []
-
-    def write(self, job_id: uuid.UUID, attempt: int, chunks: Sequence[Chunk]) -> None:
-        del job_id, attempt
-        self.chunks += chunks
-
-    def sweep(self, batch_id: uuid.UUID) -> None:
-        self.swept.append(batch_id)
-
-
-NUMBERED = SCHEMA.insert(0, pa.field("row", pa.int64()))
-
-
-def numbered(*numbers: int) -> pa.RecordBatch:
-    picked = rows(max(numbers) + 1).take(pa.array(numbers))
-    return pa.RecordBatch.from_arrays([pa.array(numbers), *picked.columns], schema=NUMBERED)
-
-
-class TestDefaultSink:
-    """Lines for Postgres."""
-
-    @pytest.mark.parametrize("errors_first", [True, False])
-    def test_lines_are_in_the_order_of_rows(self, errors_first: bool) -> None:
-        """Good rows and faults find their places, whichever of a stretch comes first."""
-        lines = Lines()
-        part = open_sink(
-            Output(), Places("file:///b"), SinkContext(uuid.uuid4(), "id", uuid.uuid4()), results=lines
-        ).open(0, 1, NUMBERED)
-        for good, bad in (((0, 2, 3), (1,)), ((4, 7), (5, 6)), ((), (8, 9)), ((10,), ())):
-            if bad and errors_first:
-                part.write_errors(faults(*bad))
-            if good:
-                part.write(numbered(*good))
-            if bad and not errors_first:
-                part.write_errors(faults(*bad))
-        done = part.stage()
-        told = [json.loads(line) for chunk in lines.chunks for line in chunk.lines.splitlines()]
-        assert [line["row"] for line in told] == list(range(11))
-        assert told[5] == {"row": 5, "id": 5, "error": {"code": "invalid", "message": "row 5"}}
-        assert list(told[0]) == ["row", "id", "note", "label", "scores"]
-        assert (done.rows, done.errors) == (6, 5)
-        assert done.bytes == sum(len(chunk.lines) for chunk in lines.chunks)
-
-    def test_chunks_are_small_and_say_their_rows(self) -> None:
-        """A chunk has some hundred KiB; its first row and count are those of its lines."""
-        lines = Lines()
-        part = open_sink(
-            Output(), Places("file:///b"), SinkContext(uuid.uuid4(), None, uuid.uuid4()), results=lines
-        ).open(0, 1, NUMBERED)
-        part.write(numbered(*range(40_000)))
-        part.stage()
-        assert len(lines.chunks) > 3
-        assert max(len(chunk.lines) for chunk in lines.chunks) < 700_000
-        first = 0
-        for chunk in lines.chunks:
-            assert (chunk.first_row, chunk.rows) == (first, chunk.lines.count(b"\n"))
-            first += chunk.rows
-        assert first == 40_000
