@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 COMPOSE ?= docker compose
+PROMTOOL ?= promtool
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-nightly burst test up down check lint format types imports bench bench-batches chaos test-compose clean
+.PHONY: help install demo demo-nightly burst test up down check lint format types imports bench bench-batches chaos test-compose test-alerts clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -60,6 +61,11 @@ chaos: install  ## Fault injection, the long form
 
 test-compose: install  ## docker-compose.yml for real: up, submit, result, down -v (COMPOSE=...)
 	@COMPOSE='$(COMPOSE)' tests/compose/run
+
+test-alerts:  ## Prometheus' rules by promtool: what fires on which night, and that a quiet one wakes nobody (PROMTOOL=...)
+	@command -v $(PROMTOOL) >/dev/null || { echo "test-alerts: there is no $(PROMTOOL); install Debian's package prometheus (or name it: PROMTOOL=...)"; exit 2; }
+	@$(PROMTOOL) check config deploy/prometheus/prometheus.yml
+	@$(PROMTOOL) test rules deploy/prometheus/tests/*.yml
 
 clean:  ## Remove .venv and caches (never .batchline, which holds data)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
