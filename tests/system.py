@@ -30,7 +30,13 @@ SHORT = {
 """Leases as most fault tests use them."""
 
 
-def until(condition: Callable[[], object], *, within_s: float, what: str, logs: Callable[[], str] = str) -> None:
+def until(
+    condition: Callable[[], object],
+    *,
+    within_s: float = 20.0,
+    what: str = "the condition",
+    logs: Callable[[], str] = str,
+) -> None:
     """Poll a condition to a deadline; a miss shows `logs` as they are then."""
     deadline = time.monotonic() + within_s
     while not condition():

@@ -6,8 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -16,6 +15,7 @@ import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from system import until
 
 from batchline.errors import LocalError
 from batchline.local import binaries, children
@@ -36,13 +36,6 @@ def postgres() -> Iterator[PostgresServer]:
 def valkey() -> Iterator[ValkeyServer]:
     with ephemeral_valkey() as server:
         yield server
-
-
-def until(condition: Callable[[], object], deadline_s: float = 20.0) -> None:
-    deadline = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < deadline, "not within the deadline"
-        time.sleep(0.02)
 
 
 def sql(server: PostgresServer, statement: str) -> object:

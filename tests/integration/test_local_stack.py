@@ -8,13 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import psycopg2
 import pytest
+from system import until
 
 from batchline.errors import LocalError, SettingsError
 from batchline.local import children
@@ -45,13 +44,6 @@ def free_ports(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     for name in ("BATCHLINE_PORT", "BATCHLINE_FLOWER_PORT"):
         monkeypatch.setenv(name, "0")
-
-
-def until(condition: Callable[[], object], deadline_s: float = 20.0) -> None:
-    deadline = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < deadline, "not within the deadline"
-        time.sleep(0.02)
 
 
 def living(now: StackStatus) -> list[int]:

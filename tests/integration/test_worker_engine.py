@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import small_models
 import stack
+from system import until
 from worker_rig import Rig
 
 from batchline import metrics
@@ -212,7 +213,7 @@ def test_what_is_not_on_the_device_is_given_back_when_the_drain_begins(
     for thread in threads:
         thread.start()
     assert running.wait(20)
-    _until(lambda: rig.statuses(jobs).count("running") == 2)
+    until(lambda: rig.statuses(jobs).count("running") == 2)
     rig.leave.begin("test")
     go_on.set()
     for thread in threads:
@@ -367,7 +368,7 @@ def test_a_model_with_a_delay_waits_for_more_rows(rig: Rig, onnx_file: Path) -> 
     summaries: list[Any] = []
     thread = threading.Thread(target=lambda: summaries.append(rig.engine.run(Lane.ONLINE)))
     thread.start()
-    _until(lambda: rig.statuses([first]) == ["running"])
+    until(lambda: rig.statuses([first]) == ["running"])
     second = rig.pixels(model, [2, 2])
     thread.join(20)
     assert [(s["jobs"], s["flush_reason"]) for s in summaries] == [(2, "delay")]
@@ -429,10 +430,3 @@ def test_cuda_that_falls_back_to_the_cpu_is_an_error(rig: Rig, onnx_file: Path) 
 
 def _url(store: Store) -> str:
     return store.db.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
-
-
-def _until(true: Any, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import stack
+from system import until
 
 from batchline.job import Lane
 from batchline.settings import Settings
@@ -61,13 +60,6 @@ def hearts(store: Store) -> Iterator[Callable[[float], Told]]:
         told.heart.stop()
 
 
-def _until(true: Callable[[], Any], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def _rows_done(url: str) -> list[int]:
     return [row[0] for row in stack.query(url, "SELECT rows_done FROM workers ORDER BY started_at")]
 
@@ -78,7 +70,7 @@ def test_a_beat_that_is_asked_for_comes_soon(
     """Told to drain, a worker learns it long before the next beat would be due."""
     monkeypatch.setattr(heartbeat, "_SOON", 0.005)
     told = hearts(30.0)
-    _until(lambda: told.beats == 1)
+    until(lambda: told.beats == 1)
     store.workers.drain(told.heart.worker_id)
     told.heart.soon()
     assert told.drained.wait(15.0)
@@ -90,7 +82,7 @@ def test_rows_are_told_with_each_beat_and_the_last_ones_at_the_end(
     """The row names the instance, and its lease ends with the process."""
     told = hearts(0.05)
     told.rows = 5
-    _until(lambda: _rows_done(database_url) == [5])
+    until(lambda: _rows_done(database_url) == [5])
     told.rows = 7
     told.heart.stop()
     assert _rows_done(database_url) == [7]
@@ -101,12 +93,12 @@ def test_speeds_are_told_by_model_also_under_a_new_id(store: Store, hearts: Call
     """What was measured under the old id holds for the new one; lanes are told apart."""
     told = hearts(0.05)
     told.worked = {(Lane.ONLINE, 7): (10, 1.0), (Lane.BULK, 7): (1000, 2.0), (Lane.BULK, 8): (0, 1.0)}
-    _until(lambda: store.workers.speeds() == {7: (10.0, 500.0)})
+    until(lambda: store.workers.speeds() == {7: (10.0, 500.0)})
     old = told.heart.worker_id
     store.workers.bury([old])
-    _until(lambda: told.heart.worker_id != old)
+    until(lambda: told.heart.worker_id != old)
     told.worked = {(Lane.ONLINE, 8): (3, 1.0)}
-    _until(lambda: store.workers.speeds() == {7: (10.0, 500.0), 8: (3.0, 0.0)})
+    until(lambda: store.workers.speeds() == {7: (10.0, 500.0), 8: (3.0, 0.0)})
 
 
 def test_who_comes_back_under_a_new_id_does_not_tell_its_rows_twice(
@@ -115,11 +107,11 @@ def test_who_comes_back_under_a_new_id_does_not_tell_its_rows_twice(
     """What the old id has told stands; the new one counts from there."""
     told = hearts(0.05)
     told.rows = 5
-    _until(lambda: _rows_done(database_url) == [5])
+    until(lambda: _rows_done(database_url) == [5])
     store.workers.bury([told.heart.worker_id])
-    _until(lambda: _rows_done(database_url) == [5, 0])
+    until(lambda: _rows_done(database_url) == [5, 0])
     told.rows = 9
-    _until(lambda: _rows_done(database_url) == [5, 4])
+    until(lambda: _rows_done(database_url) == [5, 4])
 
 
 def test_only_former_lives_on_this_very_machine_are_buried(
@@ -147,7 +139,7 @@ def test_no_error_stops_the_heart(
 ) -> None:
     """A worker whose thread had ended would go on without a lease and claim nothing, for ever."""
     told = hearts(0.05)
-    _until(lambda: told.beats)
+    until(lambda: told.beats)
     failed = threading.Event()
 
     def beat(*_: object, **__: object) -> None:
@@ -158,4 +150,4 @@ def test_no_error_stops_the_heart(
         patch.setattr(type(store.workers), "heartbeat", beat)
         assert failed.wait(15.0)
     beats = told.beats
-    _until(lambda: told.beats > beats)
+    until(lambda: told.beats > beats)
