@@ -102,7 +102,8 @@ WEBHOOK_OPERATIONS = (
     Operation(
         "post", "/v1/webhooks/secret/rotate", "rotate_webhook_secret", "Sign with a new secret",
         {200: content(ref("SecretShown"), _SECRET)}, (503,), scope="submit",
-        description="The one before signs beside it for 24 hours, and one before that no more.",
+        description="The one before signs beside it for 24 hours, and one before that no more. Repeated"
+        " within a minute, it changes nothing.",
     ),
 )  # fmt: skip
 

@@ -26,6 +26,7 @@ from batchline.cli import (
     processes,
     schedules,
     stack,
+    webhooks,
 )
 from batchline.cli.output import group, tell, tell_error
 from batchline.errors import BatchlineError
@@ -60,6 +61,7 @@ for _command in (
 app.add_typer(autoscaler.app, name="autoscaler")
 app.add_typer(batch.app, name="batch")
 app.add_typer(schedules.app, name="schedules")
+app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 app.add_typer(init.app, name="init")

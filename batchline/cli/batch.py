@@ -16,6 +16,7 @@ import typer
 from batchline.batch import BatchStatus
 from batchline.cli.output import Json, group, note, seconds, tell, tell_json, tell_table
 from batchline.cli.places import open_client
+from batchline.cli.webhooks import Events, Url, asked
 
 if TYPE_CHECKING:
     from batchline.client import Batch, BatchInfo
@@ -53,6 +54,8 @@ def create(
     priority: Annotated[int, typer.Option(min=0, max=9, help="0 is first, 9 is last.")] = 5,
     ttl_s: Annotated[float | None, typer.Option("--ttl", min=0.001, help="Seconds; then what is left expires.")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="Two batches with one key are one.")] = None,
+    webhook: Url = None,
+    event: Events = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for its end; exit 1 unless it completed.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -70,6 +73,7 @@ def create(
         "error_threshold": error_threshold, "idempotency_key": idempotency_key, "priority": priority, "format": form,
         "where": [_condition(text) for text in where or ()] or None, "output_format": output_format,
         "output": _table(output, database, mode) if output and output.startswith(TABLE) else output,
+        "webhook": asked(webhook, event),
     }  # fmt: skip
     if mode and not (output or "").startswith(TABLE):
         raise typer.BadParameter("belongs to a table: --output table:NAME", param_hint="--mode")

@@ -11,6 +11,7 @@ import typer
 
 from batchline.cli.output import Json, note, seconds, tell, tell_json, tell_table
 from batchline.cli.places import open_client
+from batchline.cli.webhooks import Events, Url, asked
 from batchline.job import Status
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def submit(
     priority: Annotated[int, typer.Option(min=0, max=9, help="0 is first, 9 is last.")] = 5,
     ttl_s: Annotated[float | None, typer.Option("--ttl", min=0.001, help="Seconds; not run if still queued.")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="Two submits with one key are one job.")] = None,
+    webhook: Url = None,
+    event: Events = None,
     as_json: Json = False,
 ) -> None:
     """Submit a job.
@@ -40,11 +43,12 @@ def submit(
     batchline submit digits --rows '[[0, 5, ...]]' --wait
     """
     name, _, version = model.partition("@")
-    inputs = read_rows(rows)
+    inputs, told = read_rows(rows), asked(webhook, event)
     with open_client() as client:
         job = client.submit(
-            name, inputs, version=version or None, priority=priority, ttl_s=ttl_s, idempotency_key=idempotency_key
-        )
+            name, inputs, version=version or None, priority=priority, ttl_s=ttl_s, idempotency_key=idempotency_key,
+            webhook=told,
+        )  # fmt: skip
         if not wait:
             tell_json(job) if as_json else tell(job.id)
             return

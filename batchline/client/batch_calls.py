@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode
 
 from batchline.client.batch_results import BatchInfo, BatchPage, LinePage, UploadedFile
 from batchline.client.batch_tables import Outputs
-from batchline.client.calls import Call, Calls, encode
+from batchline.client.calls import Call, Calls, encode, hook
 from batchline.client.data_sets import given
 from batchline.errors import InvalidRequestError, NotFoundError, TimedOutError
 
@@ -55,6 +55,8 @@ class BatchOptions(TypedDict, total=False):
     metadata: Mapping[str, str]
     idempotency_key: str
     """Two batches submitted with one key are one. Minted when absent."""
+    webhook: str | Mapping[str, object]
+    """A URL that is told of the end; with `{"url": …, "events": ["batch.failed"]}` of such ends only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,8 @@ class BatchCalls:
         for name in ("version", "priority", "deadline", "ttl_s", "error_threshold", "metadata"):
             if name in told:
                 body[name] = told[name]
+        if "webhook" in options:
+            body["webhook"] = hook(options["webhook"])
         deadline = options.get("deadline")
         if deadline is not None and deadline.tzinfo is None:
             raise InvalidRequestError("The deadline has no time zone: give an aware datetime.")

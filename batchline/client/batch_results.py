@@ -10,6 +10,7 @@ import msgspec
 from batchline.batch import BATCH_TERMINAL, BatchFault, BatchStatus
 from batchline.client.results import Output, RowError
 from batchline.errors import BatchlineError
+from batchline.webhook import Webhook
 from batchline.wire import BatchErrors, BatchRows, BatchSlices
 
 
@@ -49,6 +50,7 @@ class BatchInfo(msgspec.Struct, frozen=True):
     error_file_id: str | None = None
     cost: float | None = None
     """In the currency of the operator's prices; None where nothing has a price."""
+    webhook: Webhook | None = None
 
     @property
     def is_finished(self) -> bool:

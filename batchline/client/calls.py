@@ -131,6 +131,8 @@ class SubmitOptions(TypedDict, total=False):
     idempotency_key: str | None
     """Two submits with the same key are one job. One is minted when absent, so that no retry within a call doubles;
     give your own to repeat a submit after a restart of your program."""
+    webhook: str | Mapping[str, object] | None
+    """A URL that is told of the end; with `{"url": …, "events": ["job.failed"]}` of such ends only."""
 
 
 @dataclass
@@ -155,9 +157,10 @@ class Calls:
         deadline: datetime | None = None,
         metadata: Mapping[str, object] | None = None,
         idempotency_key: str | None = None,
+        webhook: str | Mapping[str, object] | None = None,
     ) -> Call[Job]:
         body = {"model": model, "inputs": inputs, "version": version, "priority": priority, "ttl_s": ttl_s}
-        body |= {"deadline": deadline, "metadata": metadata}
+        body |= {"deadline": deadline, "metadata": metadata, "webhook": hook(webhook)}
         if deadline is not None and deadline.tzinfo is None:
             raise InvalidRequestError("The deadline has no time zone: give an aware datetime.")
         content = encode({name: value for name, value in body.items() if value is not None})
@@ -290,6 +293,11 @@ class Calls:
             UnreachableError(f"{named} cannot be reached ({why}): is Batchline up, and is BATCHLINE_URL right?"),
             Failure(None),
         )
+
+
+def hook(webhook: str | Mapping[str, object] | None) -> Mapping[str, object] | None:
+    """A webhook as bodies have it; a URL alone asks for all events."""
+    return {"url": webhook} if isinstance(webhook, str) else webhook
 
 
 def encode(body: object) -> bytes:

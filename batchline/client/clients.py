@@ -17,6 +17,7 @@ from batchline.client.batches import AsyncBatch, Batch
 from batchline.client.calls import PAGE, Answer, Call, Calls, Lost, Send, SubmitOptions, Upload
 from batchline.client.results import Job, JobPage, Model, Output, RowError, Traffic, each_row
 from batchline.client.schedules import AsyncSchedules, Schedules
+from batchline.client.webhooks import AsyncWebhooks, Webhooks
 from batchline.clock import Clock, SystemClock
 from batchline.errors import InvalidRequestError, UnauthorizedError
 from batchline.job import Status
@@ -114,6 +115,8 @@ class Client:
         self._batch_calls = BatchCalls(self._calls)
         self.schedules = Schedules(self._run, self._calls)
         """Batches that run by themselves."""
+        self.webhooks = Webhooks(self._run, self._calls)
+        """Messages about the ends of jobs and batches."""
         self._http = httpx.Client(transport=transport, limits=_LIMITS, mounts={} if transport else _DIRECT)
         self._sleep = sleep
 
@@ -129,7 +132,7 @@ class Client:
             model: its name.
             inputs: the rows: a list (or a numpy array of N rows) of nested lists, of objects `{input: value}`, or of
                 strings for a model that takes text.
-            **options: see `SubmitOptions`: version, priority, ttl_s, deadline, metadata, idempotency_key.
+            **options: see `SubmitOptions`: version, priority, ttl_s, deadline, metadata, idempotency_key, webhook.
 
         Returns:
             The job, queued.
@@ -301,6 +304,8 @@ class AsyncClient:
         self._batch_calls = BatchCalls(self._calls)
         self.schedules = AsyncSchedules(self._run, self._calls)
         """See `Client.schedules`."""
+        self.webhooks = AsyncWebhooks(self._run, self._calls)
+        """See `Client.webhooks`."""
         self._http = httpx.AsyncClient(transport=transport, limits=_LIMITS, mounts={} if transport else _DIRECT)
         self._sleep = sleep
 

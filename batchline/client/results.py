@@ -9,6 +9,7 @@ from typing import TypeAlias
 import msgspec
 
 from batchline.job import TERMINAL, Status
+from batchline.webhook import Webhook
 from batchline.wire import QueuePlace, RowCounts
 
 Output: TypeAlias = dict[str, object]
@@ -58,6 +59,7 @@ class Job(msgspec.Struct, frozen=True):
     attempt: int = 0
     priority: int = 5
     queue: QueuePlace | None = None
+    webhook: Webhook | None = None
     outputs: tuple[Output | None, ...] | None = None
     """One entry a row, in the order of the rows; None for a row that failed. None as a whole until finished."""
     errors: tuple[RowError, ...] | None = None
@@ -149,7 +151,7 @@ class Traffic(msgspec.Struct, frozen=True):
     updated_at: datetime | None = None
     """None: no rule is set, and production is the highest version."""
     lately: Lately | None = None
-    """Only where it was asked for."""
+    """Of all tenants' jobs: None for a key without the scope admin, and after a change."""
 
 
 class ModelPage(msgspec.Struct, frozen=True):

@@ -21,6 +21,8 @@ from typing import Protocol
 
 SECRET_KEPT_S = 86400.0
 """A secret that was replaced goes on signing beside the new one for so long."""
+ROTATE_AGAIN_S = 60.0
+"""Within it a rotation is the repeat of the one before, and does nothing: receivers would lose what they know."""
 
 
 class MessageStatus(StrEnum):
@@ -230,7 +232,7 @@ class Webhooks(Protocol):
         ...
 
     def rotate(self, tenant_id: int) -> SecretView:
-        """Make a new secret; the one before signs beside it for SECRET_KEPT_S. Never repeated by itself."""
+        """Make a new secret; the one before signs beside it for SECRET_KEPT_S; see ROTATE_AGAIN_S."""
         ...
 
     def prune(self, *, kept_s: float) -> int:

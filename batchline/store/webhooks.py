@@ -9,6 +9,7 @@ from datetime import timedelta
 from batchline.store import webhook_subjects
 from batchline.store.postgres import Database, Row
 from batchline.store.webhook_contract import (
+    ROTATE_AGAIN_S,
     SECRET_KEPT_S,
     AttemptView,
     Due,
@@ -170,8 +171,8 @@ _MAKE = """
 INSERT INTO webhook_secrets (tenant_id, secret) VALUES (%(tenant)s, %(secret)s) ON CONFLICT DO NOTHING
 """
 _ROTATE = """
-INSERT INTO webhook_secrets AS s (tenant_id, secret, rotated_at) VALUES (%(tenant)s, %(secret)s, now())
-ON CONFLICT (tenant_id) DO UPDATE SET previous = s.secret, secret = excluded.secret, rotated_at = now()
+UPDATE webhook_secrets SET previous = secret, secret = %(secret)s, rotated_at = now()
+WHERE tenant_id = %(tenant)s AND (rotated_at IS NULL OR rotated_at < now() - %(again)s * interval '1 second')
 """
 
 _PRUNE_ENDPOINTS = """
@@ -303,7 +304,7 @@ class Webhooks:
 
     def rotate(self, tenant_id: int) -> SecretView:
         self.secret(tenant_id)  # one that was never made has signed nothing, yet whoever rotates may have read it
-        self._db.run(_ROTATE, {"tenant": tenant_id, "secret": new_secret()}, repeat=False)
+        self._db.run(_ROTATE, {"tenant": tenant_id, "secret": new_secret(), "again": ROTATE_AGAIN_S})
         return self.secret(tenant_id)
 
     def _secrets(self, tenants: set[int]) -> dict[int, SecretView]:
