@@ -10,7 +10,6 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import NamedTuple
 
 import msgspec
 
@@ -45,7 +44,6 @@ class Limits:
 class Wishes(msgspec.Struct, frozen=True, gc=False):
     """What is said of a job beside its model and its rows."""
 
-    job_id: uuid.UUID
     priority: int = 5
     ttl_s: float | None = None
     deadline: datetime | None = None
@@ -53,19 +51,17 @@ class Wishes(msgspec.Struct, frozen=True, gc=False):
     idempotency_key: str | None = None
     body_hash: bytes | None = None
     webhook: webhook.Webhook | None = None
+    job_id: uuid.UUID | None = None
 
 
-class Ready(NamedTuple):
-    """A job to commit, the version that does it, and the one that gets a copy."""
+class Chosen(msgspec.Struct, frozen=True, gc=False):
+    """Who does a job."""
 
-    job: NewJob
     model: ModelRecord
-    shadow: ModelRecord | None
-
-
-def known_by(job_id: uuid.UUID, idempotency_key: str | None) -> bytes:
-    """What a job is known by to its model's traffic rule: a submit that is repeated gets the version of the first."""
-    return job_id.bytes if idempotency_key is None else idempotency_key.encode()
+    shadow: ModelRecord | None = None
+    """Gets a copy of it."""
+    job_id: uuid.UUID | None = None
+    """Where the choice may depend on it."""
 
 
 class Admission:
@@ -79,8 +75,8 @@ class Admission:
         self._limits = limits
         self._share = FairShare()
 
-    async def job(self, raw: bytes, principal: Principal, idempotency_key: str | None) -> Ready:
-        """The job of a POST /v1/jobs.
+    async def job(self, raw: bytes, principal: Principal, idempotency_key: str | None) -> tuple[NewJob, Chosen]:
+        """The job of a POST /v1/jobs, and who does it.
 
         Raises:
             MalformedError, InvalidRequestError, NotFoundError: the request is at fault.
@@ -96,10 +92,9 @@ class Admission:
             )
         if body.webhook is not None:
             self._check(body.webhook)
-        job_id = self.new_id()
-        model = await self._models.resolve(body.model, body.version, known_by(job_id, idempotency_key))
+        chosen = await self.choose(body.model, body.version, idempotency_key)
+        model = chosen.model
         wishes = Wishes(
-            job_id,
             priority=body.priority,
             ttl_s=body.ttl_s,
             deadline=body.deadline,
@@ -107,11 +102,26 @@ class Admission:
             idempotency_key=idempotency_key,
             body_hash=hashlib.sha256(raw).digest() if idempotency_key is not None else None,
             webhook=body.webhook,
+            job_id=chosen.job_id,
         )
         inputs = body.inputs
         count, payload = await self.off_loop(len(raw), lambda: self._rows(inputs, model))
-        shadow = self._models.known.shadow(body.model, model) if body.version is None else None
-        return Ready(self.mint(principal, model, count, payload, wishes), model, shadow)
+        return self.mint(principal, model, count, payload, wishes), chosen
+
+    async def choose(self, name: str, version: str | int | None, idempotency_key: str | None) -> Chosen:
+        """The version that does a job, as the request or the model's traffic rule says.
+
+        By the rule a job is known by its key, so that a submit which is repeated gets the same version, else by its id.
+
+        Raises:
+            NotFoundError: with the pointer /model or /version.
+        """
+        if version is not None or not self._models.known.has_rule(name):
+            return Chosen(await self._models.resolve(name, version))
+        job_id = new_job_id(self._clock.now().timestamp())
+        by = job_id.bytes if idempotency_key is None else idempotency_key.encode()
+        model = await self._models.resolve(name, None, by)
+        return Chosen(model, self._models.known.shadow(name, model), job_id)
 
     def _check(self, wanted: webhook.Webhook) -> None:
         faults = webhook.faults(wanted, "job", self._limits.webhooks)
@@ -127,10 +137,6 @@ class Admission:
     def _rows(self, inputs: msgspec.Raw, model: ModelRecord) -> tuple[int, bytes]:
         return rows.read(memoryview(inputs), model.spec, max_rows=self._limits.max_rows)
 
-    def new_id(self) -> uuid.UUID:
-        """The id of a job that is about to be minted."""
-        return new_job_id(self._clock.now().timestamp())
-
     def mint(self, principal: Principal, model: ModelRecord, count: int, payload: bytes, wishes: Wishes) -> NewJob:
         """A job of `count` packed rows, ranked and counted in.
 
@@ -144,7 +150,7 @@ class Admission:
         cost_s = count / self._backlog.rate(model.spec.policy.pool)
         start = now.timestamp() + self._share.ahead_s(principal.tenant_id, self._clock.monotonic(), cost_s)
         return NewJob(
-            id=wishes.job_id,
+            id=wishes.job_id or new_job_id(now.timestamp()),
             tenant_id=principal.tenant_id,
             model_id=model.id,
             lane=Lane.ONLINE,

@@ -46,12 +46,12 @@ class JobRoutes:
         check_json(headers)
         preferences = prefer.parse(headers.get(b"prefer"))
         raw = await read_body(call.receive, headers, s.settings.max_body_bytes)
-        job, model, shadow = await s.admission.job(raw, principal, key)
+        job, chosen = await s.admission.job(raw, principal, key)
         if not preferences.wait_s:
-            admitted = await s.commit(job, model, shadow)
+            admitted = await s.commit(job, chosen)
             return self._accepted(await s.reads.read(admitted.id), preferences)
         with s.reads.watch(job.id) as watch:
-            admitted = await s.commit(job, model, shadow)
+            admitted = await s.commit(job, chosen)
             if admitted.id == job.id:
                 view = await watch.wait(preferences.wait_s, call.receive)
                 return self._accepted(view or await s.reads.read(job.id), preferences)

@@ -14,7 +14,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
 
 from api import encodings, prefer
-from api.admission import Wishes, idempotency_key, known_by
+from api.admission import Wishes, idempotency_key
 from api.http import answer, headers_of, read_body
 from api.ops import Health
 from api.services import Services
@@ -87,9 +87,9 @@ class V2Routes:
         key = idempotency_key(headers)
         preferences = prefer.parse(headers.get(b"prefer"))
         raw = await self._body(request, headers)
-        job_id = s.admission.new_id()
-        record = await self._model_of(request, known_by(job_id, key))
-        shadow = None if "version" in request.path_params else s.models.known.shadow(record.spec.name, record)
+        path = request.path_params
+        chosen = await s.admission.choose(path["model"], path.get("version"), key)
+        record = chosen.model
         header_length = headers.get(b"inference-header-content-length")
         body, tail = v2_tensors.split(raw, header_length)
         wanted = v2_tensors.wanted_outputs(body, record.spec)
@@ -98,11 +98,11 @@ class V2Routes:
             lambda: v2_tensors.pack(v2_tensors.read_inputs(body, tail, record.spec, max_rows=s.settings.max_rows)),
         )
         digest = hashlib.sha256(b"\0".join((request.scope["path"].encode(), header_length or b"", raw))).digest()
-        wishes = Wishes(job_id, idempotency_key=key, body_hash=digest if key is not None else None)
+        wishes = Wishes(job_id=chosen.job_id, idempotency_key=key, body_hash=digest if key is not None else None)
         job = s.admission.mint(principal, record, count, payload, wishes)
         wait_s = preferences.wait_s or (0 if preferences.respond_async else prefer.MAX_WAIT_S)
         with s.reads.watch(job.id) as watch:
-            admitted = await s.commit(job, record, shadow)
+            admitted = await s.commit(job, chosen)
             if admitted.id == job.id and wait_s:
                 view = await watch.wait(wait_s, request.receive) or await s.reads.read(job.id)
             else:
@@ -114,9 +114,9 @@ class V2Routes:
             return answer(202, job_json(view, s.eta_s), location)
         return self._answer(view, body, wanted, headers, preferences)
 
-    async def _model_of(self, request: AnyRequest, by: bytes | None = None) -> ModelRecord:
+    async def _model_of(self, request: AnyRequest) -> ModelRecord:
         path = request.path_params
-        return await self._s.models.resolve(path["model"], path.get("version"), by)
+        return await self._s.models.resolve(path["model"], path.get("version"))
 
     async def _body(self, request: AnyRequest, headers: Mapping[bytes, bytes]) -> bytes:
         limit = self._s.settings.max_body_bytes

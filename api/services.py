@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from litestar.types import Receive
 
-from api.admission import Admission
+from api.admission import Admission, Chosen
 from api.asking import Asking
 from api.auth import Keys
 from api.backlog import Backlog
@@ -18,7 +18,6 @@ from api.reads import Reads
 from api.shadows import Shadows
 from batchline.job import TERMINAL, Admitted, JobView, NewJob
 from batchline.metrics import SUBMITTED
-from batchline.model import ModelRecord
 from batchline.settings import Settings
 from batchline.store import Store
 
@@ -39,12 +38,13 @@ class Services:
     shadows: Shadows
     reads: Reads
 
-    async def commit(self, job: NewJob, model: ModelRecord, shadow: ModelRecord | None) -> Admitted:
-        """Commit a job of a model; a new one goes to its shadow too. Raises as `Commits.commit`."""
-        admitted = await self.commits.commit(job, model.spec.policy.pool)
-        SUBMITTED.labels(model.spec.name).inc()
-        if shadow is not None and admitted.id == job.id:
-            self.shadows.offer(job, shadow)
+    async def commit(self, job: NewJob, chosen: Chosen) -> Admitted:
+        """Commit a job; a new one goes to the shadow too. Raises as `Commits.commit`."""
+        spec = chosen.model.spec
+        admitted = await self.commits.commit(job, spec.policy.pool)
+        SUBMITTED.labels(spec.name).inc()
+        if chosen.shadow is not None and admitted.id == job.id:
+            self.shadows.offer(job, chosen.shadow)
         return admitted
 
     def eta_s(self, view: JobView) -> float | None:

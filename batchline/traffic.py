@@ -87,6 +87,10 @@ class Versions:
         found = self._records.get(name)
         return self._rules.get(name) or Rule(max(found)) if found else None
 
+    def has_rule(self, name: str) -> bool:
+        """Whether one was set."""
+        return name in self._rules
+
     def find(self, name: str, version: str | int | None, by: bytes | None = None) -> ModelRecord | None:
         """The record that is meant; None where there is none.
 

@@ -69,5 +69,5 @@ class TrafficShown(msgspec.Struct, frozen=True):
     updated_at: datetime | None
     """Null: no rule is set, and production is the highest version."""
     lately: LatelyShown | None = None
-    """Null in the answers to PUT and DELETE."""
+    """Null in the answers to PUT and DELETE, and for a key without the scope admin: it is about all tenants."""
     object: str = "model.traffic"

@@ -26,8 +26,9 @@ def list_models(*, as_json: Json = False) -> None:
         tell_json(models)
         return
     tell_table(
-        ["model", "versions", "inputs", "outputs"],
-        [(m.id, ", ".join(v.version for v in m.versions), _tensors(m.versions[-1].inputs) if m.versions else "",
+        ["model", "versions", "production", "inputs", "outputs"],
+        [(m.id, ", ".join(v.version for v in m.versions), m.aliases.get("production", ""),
+          _tensors(m.versions[-1].inputs) if m.versions else "",
           _tensors(m.versions[-1].outputs) if m.versions else "") for m in models],
     )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from explaining import Explaining
 
 from batchline.job import Lane, NewJob, Status, new_job_id
 from batchline.store import Store, store_on
+from batchline.store.cost_contract import By, Used
 from batchline.store.traffic_contract import MOST_PAIRS, Ended, Pair
 from batchline.traffic import SHADOW_TENANT, Canary, Rule
 
@@ -66,6 +68,15 @@ def test_copies_are_jobs_that_no_tenant_sees(store: Store, models: list[int], da
     }
     claimed = store.claims.claim(stack.a_worker(store), models[2], Lane.ONLINE, rows=64).jobs
     assert [job.payload for job in claimed] == [b"the rows"] * 3
+
+
+def test_copies_have_a_line_of_their_own_among_the_costs(store: Store, models: list[int]) -> None:
+    """Whoever set the shadow sees what it costs; no tenant pays for it."""
+    now = store.schedules.now()
+    hour = now.replace(minute=0, second=0, microsecond=0)
+    store.costs.report(stack.a_worker(store), [Used(hour, SHADOW_TENANT, models[2], None, 12.0)])
+    lines = store.costs.read(By.TENANT, hour, now + timedelta(hours=1)).lines
+    assert [(line.key, line.worker_s) for line in lines if line.worker_s] == [("(shadow)", 12.0)]
 
 
 def test_what_became_of_the_jobs_of_each_role(store: Store, models: list[int]) -> None:

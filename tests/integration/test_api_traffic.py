@@ -73,7 +73,7 @@ def test_a_rule_is_set_shown_and_removed(api: Running) -> None:
     assert model["traffic"] == rule
     assert model["aliases"] == {"production": "2", "canary": "3", "shadow": "1", "latest": "3"}
     assert model in api.call("GET", "/v1/models").json()["data"]
-    assert rule.items() <= api.call("GET", PATH, READER).json().items()
+    assert (rule | {"lately": None}).items() <= api.call("GET", PATH, READER).json().items()
     given = {"production": "2", "canary": "3", "shadow": "1", "latest": "3"}
     assert {alias: api.submit(version=alias).json()["version"] for alias in given} == given
     rule = {"production": "1", "canary": None, "shadow": None}
