@@ -42,10 +42,10 @@ TRAFFIC_OPERATIONS = (
         "get", _PATH, "get_traffic", "Read which version takes a model's jobs, and how the versions do",
         {200: content(ref("TrafficShown"), _READ)}, (404, 503), None, (_MODEL,), "read",
         "`lately` is for keys with the scope `admin`. It counts jobs of the last hour that have ended, among the newest"
-        " 20,000 of all models, by version, however they came to it; those of the shadow are copies. `compared`"
-        " are the newest 256 copies of which the client's job and the copy succeeded with small outputs: a pair agrees if all rows have the same labels (whole"
-        " numbers, booleans, texts), or where the model gives only floats, if they are within 0.001 of each other, or"
-        " of one in a thousand.",
+        " 20,000 of all models, by version, however they came to it; those of the shadow are copies. `compared` are the"
+        " newest 256 copies of which the client's job and the copy succeeded with small outputs: a pair agrees if all"
+        " rows have the same labels (whole numbers, booleans, texts), or where the model gives only floats, if they are"
+        " within 0.001 of each other, or of one in a thousand.",
     ),
     Operation(
         "put", _PATH, "set_traffic", "Set which version takes the jobs that name none",
