@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 
 def bare_type(kind: pa.DataType) -> pa.DataType:
@@ -35,6 +36,35 @@ def bare(column: pa.Array[Any]) -> pa.Array[Any]:
     if pa.types.is_list_view(column.type) or pa.types.is_large_list_view(column.type):
         return _listed(column)
     return column
+
+
+def viewless_type(kind: pa.DataType) -> pa.DataType:
+    """The type that `viewless` gives."""
+    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
+        return pa.string() if pa.types.is_string_view(kind) else pa.binary()
+    if pa.types.is_dictionary(kind):
+        found = cast("pa.DictionaryType[Any, Any]", kind)
+        values = cast("Any", viewless_type(found.value_type))
+        return pa.dictionary(found.index_type, values, ordered=cast("Any", found.ordered))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(viewless_type(field.type)) for field in kind])
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        make = pa.list_ if pa.types.is_list(kind) else pa.large_list
+        return make(viewless_type(cast("pa.ListType[Any]", kind).value_type))
+    return kind
+
+
+def viewless(column: pa.Array[Any]) -> pa.Array[Any]:
+    """The values without views of texts and bytes at any depth, of which Arrow casts and takes none."""
+    wanted = viewless_type(column.type)
+    return column if wanted == column.type else pa.array(column.to_pylist(), wanted)
+
+
+def some(batch: pa.RecordBatch, at: NDArray[np.int64]) -> pa.RecordBatch:
+    """Rows of a batch by their offsets."""
+    taken = [viewless(column).take(pa.array(at, pa.int64())) for column in batch.columns]
+    fields = [field.with_type(column.type) for field, column in zip(batch.schema, taken, strict=True)]
+    return pa.RecordBatch.from_arrays(taken, schema=pa.schema(fields))
 
 
 def _listed(column: pa.Array[Any]) -> pa.Array[Any]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from batchline.data.bare_columns import bare, bare_type
+from batchline.data.bare_columns import bare, bare_type, viewless, viewless_type
 from batchline.errors import ModelError
 from batchline.model import DTYPES, TensorSpec
 
@@ -47,19 +47,16 @@ def is_list(kind: pa.DataType) -> bool:
 
 def kept_type(kind: pa.DataType) -> pa.DataType:
     """The type of a kept column in the output: one that every sink knows."""
-    kind = plain_type(kind)
+    kind = viewless_type(plain_type(kind))
     if isinstance(kind, pa.UuidType):
         return pa.string()
-    kind = bare_type(kind)
-    if pa.types.is_null(kind) or pa.types.is_string_view(kind):  # what was empty at the start is text
-        return pa.string()
-    return pa.binary() if pa.types.is_binary_view(kind) else kind
+    # what was empty at the start is text
+    return pa.string() if pa.types.is_null(kind) else bare_type(kind)
 
 
 def kept(column: pa.Array[Any]) -> pa.Array[Any]:
     """The values as one of the plain types: UUIDs as texts, others as what they are stored as."""
-    if pa.types.is_string_view(column.type) or pa.types.is_binary_view(column.type):  # Arrow casts no views
-        return pa.array(column.to_pylist(), kept_type(column.type))
+    column = viewless(column)
     if not isinstance(column, pa.ExtensionArray) or not isinstance(column.type, pa.UuidType):
         return column if bare_type(column.type) == column.type else kept(bare(column))
     stored: pa.Array[Any] = column.storage

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from batchline.batch import BatchFault, DataSet
 from batchline.data import column_arrays
-from batchline.data.bare_columns import bare, bare_type
+from batchline.data.bare_columns import bare, bare_type, some, viewless
 from batchline.data.column_arrays import Array, Column, Faults, is_text, leaf_fits, list_fits, plain_type
 from batchline.data.contract import EXACT_AS_TEXT, FROM_PATH, MAYBE_NUMBERS, ROW, UNTYPED, Rows, marked
 from batchline.errors import Fault, InvalidRequestError, SourceError
@@ -105,7 +105,7 @@ class Mapper:
         if faults:
             every = np.arange(rows.batch.num_rows) if at is None else at
             at = np.setdiff1d(every, np.fromiter(faults, np.int64), assume_unique=True)
-        batch = rows.batch if at is None else rows.batch.take(at)
+        batch = rows.batch if at is None else some(rows.batch, at)
         columns, bad = self._columns(batch, where)
         if bad:
             good = np.setdiff1d(np.arange(batch.num_rows), np.fromiter(bad, np.int64), assume_unique=True)
@@ -191,8 +191,8 @@ class Mapper:
         taken = None if at is None or len(at) == batch.num_rows else at
         arrays: list[pa.Array[Any]] = []
         for name in names:
-            column = batch.column(name) if taken is None else batch.column(name).take(taken)
-            arrays.append(self._passed_as(name, column)[0])
+            column = viewless(batch.column(name))
+            arrays.append(self._passed_as(name, column if taken is None else column.take(taken))[0])
         return arrays
 
     def _passed_as(self, name: str, column: pa.Array[Any]) -> tuple[pa.Array[Any], Faults]:
