@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import statistics
 from collections.abc import Callable, Iterator
@@ -14,7 +15,9 @@ import pytest
 import small_models
 from chaos_monkey import ROWS
 from hook_receiver import Arrival, HookReceiver, hook_receiver
-from system import System, running_system, until
+from system import System, answers, running_system, until
+
+from batchline.local.servers import free_port
 
 LAUNCHER = [str(Path(__file__).parents[1] / "launchers" / "scheduler_of_short_leases.py")]
 
@@ -38,7 +41,7 @@ def system(tmp_path_factory: pytest.TempPathFactory, digits_model: Path) -> Iter
     with running_system(folder / "system", models, env={"BATCHLINE_WEBHOOK_ALLOW": "127.0.0.0/8"}) as made:
         made.parts.pop("scheduler0").stop()
         for _ in range(2):
-            made.add("scheduler", launcher=LAUNCHER)
+            made.add("scheduler", launcher=LAUNCHER, BATCHLINE_METRICS_PORT=str(free_port()))
         yield made
 
 
@@ -71,6 +74,13 @@ def deliveries(http: httpx.Client, ids: set[str]) -> list[dict[str, Any]]:
 def late_s(arrival: Arrival) -> float:
     """How long after its job's end a request came."""
     return arrival.at - datetime.fromisoformat(arrival.event["timestamp"]).timestamp()
+
+
+def sent(url: str) -> float:
+    """How many messages the scheduler with these metrics has delivered."""
+    text = httpx.get(url).text
+    told = re.search(r'^batchline_webhook_attempts_total\{outcome="delivered"\} (.+)$', text, re.MULTILINE)
+    return float(told[1]) if told else 0.0
 
 
 def p95(values: list[float]) -> float:
@@ -139,13 +149,19 @@ def test_two_schedulers_hardly_ever_send_the_same_message(
 ) -> None:
     """Each message is taken under a lease: without a fault, none of 200 goes out twice, and both schedulers send."""
     url = f"{receiver.url}/well/two"
+    ports = [system.parts[name]._env["BATCHLINE_METRICS_PORT"] for name in ("scheduler0", "scheduler1")]
+    metrics = [f"http://127.0.0.1:{port}/metrics" for port in ports]
+    until(lambda: all(map(answers, metrics)), within_s=60, what="both schedulers are up", logs=system.logs)
+    before = list(map(sent, metrics))
     for _ in range(200):
         submit(http, url)
     until(lambda: len(receiver.delivered("/well/two")) == 200, within_s=30, what="all arrive", logs=system.logs)
     doubles = len(receiver.of("/well/two")) - 200
     late = p95([late_s(a) for a in receiver.of("/well/two")])
-    print(f"{doubles} of 200 sent twice by two schedulers; p95 {late:.2f} s after the end")
+    each = [sent(url) - then for url, then in zip(metrics, before, strict=True)]
+    print(f"{doubles} of 200 sent twice by two schedulers ({each}); p95 {late:.2f} s after the end")
     assert doubles <= 2
+    assert all(each)
 
 
 def test_a_dead_endpoint_holds_up_no_other(system: System, http: httpx.Client, receiver: HookReceiver) -> None:
