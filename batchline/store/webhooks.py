@@ -195,8 +195,9 @@ class Webhooks:
         """The endpoint that the last take ended with."""
 
     def take_due(self, *, limit: int, per_endpoint: int, lease_s: float) -> list[Due]:
+        from_start = self._after == _FIRST
         taken = self._take(limit, per_endpoint, lease_s)
-        if not taken and self._after != _FIRST:
+        if not taken and not from_start:
             self._after = _FIRST
             taken = self._take(limit, per_endpoint, lease_s)
         if not taken:

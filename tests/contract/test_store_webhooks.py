@@ -281,6 +281,13 @@ def test_endpoints_take_turns(store, model):
     assert len(_take(store)) == 8
 
 
+def test_what_comes_behind_a_full_take_is_taken_by_the_next(store, model):
+    """Whoever goes round begins again at once, and does not come back empty-handed."""
+    for _ in range(3):
+        (job,) = _ended(store, model)
+        assert [due.subject_id for due in _take(store, limit=1)] == [job]
+
+
 def test_many_endpoints_are_gone_round_in_turns(store, model, monkeypatch):
     """Whoever has more endpoints than one take looks at reaches all of them."""
     monkeypatch.setattr("batchline.store.webhooks._PROBES", 3)
