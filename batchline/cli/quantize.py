@@ -111,6 +111,7 @@ def _production_stays(store: Store, name: str) -> Generator[None]:
     except BaseException:
         store.traffic.delete(name)
         raise
+    note(f"{name}@{highest} is pinned as production: what is imported later waits for `batchline models promote` too")
 
 
 def _take(spec: ModelSpec, settings: Settings, blobs: ModelBlobs, into: Path) -> dict[str, object] | None:

@@ -48,7 +48,8 @@ def test_a_copy_becomes_the_next_version_and_takes_no_traffic(
     (source / "model.toml").write_text(POLICY)
     assert run("models", "import", "net", str(source))[0] == 0
     (tmp_path / "rows.json").write_text(json.dumps([[float(i % 7)] * 64 for i in range(20)]))
-    code, out, _ = run("models", "quantize", "net", "--rows", str(tmp_path / "rows.json"), "--json")
+    code, out, err = run("models", "quantize", "net", "--rows", str(tmp_path / "rows.json"), "--json")
+    assert "net@1 is pinned as production" in err
     told = json.loads(out)
     assert (code, told["model"], told["quantized"], told["rows"], told["random"]) == (0, "net@1", "net@2", 20, False)
     assert told["after"]["bytes"] < told["before"]["bytes"]
