@@ -65,16 +65,11 @@ def test_metrics_say_what_is_seen_wanted_and_done() -> None:
 
 
 def test_the_metrics_of_the_docs_exist() -> None:
-    """Every name in the table of docs/operations.md is one that some process serves."""
-    text = (
-        (Path(__file__).parents[2] / "docs" / "operations.md")
-        .read_text()
-        .partition("## Metrics")[2]
-        .partition("## ")[0]
-    )
+    """Every name in docs/ is one that some process serves."""
+    text = "".join(path.read_text() for path in (Path(__file__).parents[2] / "docs").glob("*.md"))
     named = set(re.findall(r"`(batchline_\w+)", text))
     known = {family.name + ("_total" if family.type == "counter" else "") for family in REGISTRY.collect()}
-    assert len(named) > 10
+    assert named
     assert named <= known
 
 
