@@ -86,6 +86,12 @@ class _Known:
     whole_s: tuple[float, float] = (0.0, 0.0)
     """What the last two looks at the whole took; the quicker counts, since a busy machine only ever adds."""
 
+    @property
+    def has_only_copies(self) -> bool:
+        """Whether nothing but copies of jobs waits."""
+        far = time.time() * 1e6 + _FAR_US
+        return all(h.rank > far for h in self.heads)
+
     def may_look(self, now: float, *, busy: bool) -> bool:
         """Whether it is time for a look at the whole."""
         dear_s = max(0.0, min(self.whole_s) - _CHEAP_S)
@@ -128,7 +134,8 @@ class Claimer:
         """The head to serve next; suspects and normal work take turns."""
         self._sort_out(worker_id)
         known = self._known[lane]
-        if not known.heads or time.monotonic() - known.at > _HEADS_S:
+        # Who claims copies by an old look would use up the nudge of a client's job that has come since.
+        if not known.heads or time.monotonic() - known.at > _HEADS_S or known.has_only_copies:
             self._ask(lane, known)
         heads = known.heads
         normal = preferred([h for h in heads if not h.suspect], is_loaded, may_load=may_load)

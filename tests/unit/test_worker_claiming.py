@@ -172,16 +172,17 @@ def test_lanes_have_floors_of_their_own(clock):
         assert claimer.claim(WORKER, MODEL, lane, rows=1).jobs
 
 
-def test_copies_that_wait_hide_nothing_that_is_submitted_after_them(clock):
-    """Copies for shadows rank an hour ahead: a floor up there would hide the next client's job from most looks."""
+@pytest.mark.parametrize("pause_s", [0.01, 0.1])
+def test_copies_that_wait_hide_nothing_that_is_submitted_after_them(clock, pause_s):
+    """Copies for shadows rank an hour ahead: neither a floor up there nor a look that is still fresh hides the next
+    client's job, or the nudge for it would bring a copy only."""
     queues = Queues(clock)
     copies = Head(2, NOW_US + 3_600_000_000, False)
     queues.heads_of[Lane.ONLINE] = [copies]
     claimer = Claimer(queues, "cpu", list)
     assert claimer.choose(WORKER, Lane.ONLINE, lambda _: True, may_load=True) == copies
-    clock.now += 0.1
+    clock.now += pause_s
     new = Head(1, int(clock.now * 1e6), False)
     queues.heads_of[Lane.ONLINE] = [new, copies]
-    clock.now += 0.1
     assert claimer.choose(WORKER, Lane.ONLINE, lambda _: True, may_load=True) == new
     assert queues.floors.count(0) == 1
