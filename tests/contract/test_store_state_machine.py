@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import stack
+from hypothesis import Phase
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from state_machines import assert_finds, bound, limit_s, settings_of
@@ -23,6 +24,7 @@ from state_machines import assert_finds, bound, limit_s, settings_of
 from batchline.job import TERMINAL, TRANSITIONS, ClaimedJob, Lane, Move, Status, is_legal
 from batchline.store import Store, claims
 from batchline.store.contract import Failure
+from batchline.webhook import JOB_EVENTS, Webhook
 
 SEQUENCES = int(os.environ.get("BATCHLINE_TEST_SEQUENCES", "150"))
 MAX_FAILURES = 3
@@ -36,7 +38,9 @@ CREATE FUNCTION watch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
   RETURN NULL; END $$;
 CREATE TRIGGER watch AFTER UPDATE ON jobs FOR EACH ROW EXECUTE FUNCTION watch();
 """
-CLEAR = "TRUNCATE jobs, job_inputs, job_results, workers, seen"
+CLEAR = """TRUNCATE jobs, job_inputs, job_results, workers, seen;
+DELETE FROM webhook_subscriptions; DELETE FROM webhook_messages"""
+HOOKS = (None, Webhook("https://example.com"), Webhook("https://example.com", ("job.failed", "job.expired")))
 
 numbers = st.integers(min_value=0, max_value=7)
 """Picks one of several, whatever their count."""
@@ -57,9 +61,10 @@ class Machine(RuleBasedStateMachine):
         self.held: list[tuple[uuid.UUID, ClaimedJob]] = []
         """Every claim ever made, by its worker: most of them are stale by now."""
         self.jobs: list[uuid.UUID] = []
+        self.hooks: dict[uuid.UUID, Webhook | None] = {}
         self.ended: set[tuple[uuid.UUID, int]] = set()
-        for _ in range(2):
-            self.submit(0, late=False, rows=1)
+        for n in range(2):
+            self.submit(0, late=False, rows=1, hook=n + 1)
 
     def pick(self, n: int) -> list[tuple[uuid.UUID, ClaimedJob]]:
         """One of the last eight claims, if there is one."""
@@ -74,12 +79,14 @@ class Machine(RuleBasedStateMachine):
         status, attempt, holder = self.statuses()[job.id]
         return status in TRANSITIONS[move][0] and attempt == job.attempt and holder == worker
 
-    @rule(who=numbers, late=st.booleans(), rows=st.integers(1, 2))
-    def submit(self, who: int, late: bool, rows: int) -> None:
+    @rule(who=numbers, late=st.booleans(), rows=st.integers(1, 2), hook=st.integers(0, 2))
+    def submit(self, who: int, late: bool, rows: int, hook: int) -> None:
         deadline = datetime(2020, 1, 1, tzinfo=UTC) if late else None
-        job = stack.new_job(self.model_id, rank=1000 - len(self.jobs), rows=rows, deadline_at=deadline)
+        job = stack.new_job(self.model_id, rank=1000 - len(self.jobs), rows=rows, deadline_at=deadline,
+                            webhook=HOOKS[hook])  # fmt: skip
         self.stores[who % len(self.stores)].jobs.submit([job])
         self.jobs.append(job.id)
+        self.hooks[job.id] = HOOKS[hook]
 
     @rule(who=numbers, rows=st.integers(1, 6))
     def claim(self, who: int, rows: int) -> None:
@@ -191,6 +198,16 @@ class Machine(RuleBasedStateMachine):
             assert failures < MAX_FAILURES or status == "failed"
         assert not self.connection.run("SELECT 1 FROM job_results GROUP BY job_id HAVING count(*) > 1")
 
+    @invariant()
+    def one_message_for_each_end_that_was_asked_for(self) -> None:
+        told = self.connection.run("SELECT subject_id, event FROM webhook_messages")
+        wanted = set[tuple[uuid.UUID, str]]()
+        for job, (status, _, _) in self.statuses().items():
+            hook, event = self.hooks[job], f"job.{status}"
+            if hook is not None and status in TERMINAL and event in (hook.events or JOB_EVENTS):
+                wanted.add((job, event))
+        assert sorted(told) == sorted(wanted)
+
 
 @pytest.fixture
 def machine(database_url: str) -> Iterator[Any]:
@@ -218,3 +235,18 @@ MUTANTS = {
 def test_the_machine_can_fail(machine, monkeypatch, name):
     """With a guard cut out of the SQL the same machine finds the illegal move."""
     assert_finds(machine, monkeypatch, claims, MUTANTS[name], 300)
+
+
+NO_TRIGGER = "DROP TRIGGER jobs_write_message ON jobs"
+TRIGGER_OF_CLAIMS = """
+CREATE TRIGGER mutant AFTER UPDATE OF status ON jobs FOR EACH ROW WHEN (NEW.webhook AND NEW.status = 'running')
+EXECUTE FUNCTION batchline_write_message('job')
+"""
+
+
+@pytest.mark.parametrize("mutant", [NO_TRIGGER, TRIGGER_OF_CLAIMS])
+def test_the_machine_finds_a_message_that_is_missing_or_too_many(machine, database_url, mutant):
+    """Without the trigger, and with one that takes a claim for an end."""
+    stack.query(database_url, mutant)
+    with pytest.raises((AssertionError, ExceptionGroup), match="one_message_for_each_end"):
+        run_state_machine_as_test(machine, settings=settings_of(30, phases=[Phase.generate], print_blob=False))
