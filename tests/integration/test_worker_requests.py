@@ -106,6 +106,7 @@ def test_lines_that_do_not_fit_or_fail_are_error_lines(rig: Rig, tmp_path: Path)
             line("half", {"model": "pick", "inputs": [3, 99]}),
             line("bad", {"model": "pick", "inputs": [99]}),
             line("empty", {"model": "pick"}),
+            line("told", {"model": "pick", "inputs": [1], "webhook": {"url": "https://example.com"}}),
             line("last", {"model": "pick", "inputs": [4]}),
         ]
     )
@@ -116,11 +117,13 @@ def test_lines_that_do_not_fit_or_fail_are_error_lines(rig: Rig, tmp_path: Path)
         ("misfit", 422),
         ("bad", 422),
         ("empty", 422),
+        ("told", 422),
     ]
+    assert bad[3]["response"]["body"]["errors"][0]["pointer"] == "/webhook"
     assert bad[0]["response"]["body"]["errors"][0]["pointer"].startswith("/inputs")
     assert bad[1]["response"]["body"]["status"] == "failed"
     (view,) = batch_rig.slices(rig.store, uploaded.id)
-    assert (view.rows, view.rows_failed, view.staged.rows if view.staged else 0) == (6, 3, 3)
+    assert (view.rows, view.rows_failed, view.staged.rows if view.staged else 0) == (7, 4, 3)
 
 
 def test_what_the_window_leaves_no_time_for_is_not_begun(
