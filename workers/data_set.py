@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import cast
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
-from batchline.batch import Piece, Slice, Staged, bits_to_rows
+from batchline.batch import Slice, Staged, bits_to_rows
 from batchline.data.columns import Mapper
 from batchline.data.contract import Part, Rows, Sink, Source
+from batchline.data.many_pieces import read_pieces
 from batchline.job import ClaimedJob
 from batchline.model import DTYPES, ModelSpec
 from batchline.store.batch_contract import SliceWork
@@ -39,18 +41,19 @@ class DataSetWork:
         self._batch_rows = stretch_rows(spec)
 
     def read(self) -> Iterator[Stretch]:
-        first = 0
-        for piece in self._slice.pieces:
-            wanted = _within(self._only, first, piece.rows)
-            if wanted is None or len(wanted):
-                yield from self._read(piece, first)
-            first += piece.rows
-
-    def _read(self, piece: Piece, first: int) -> Iterator[Stretch]:
+        pieces = self._slice.pieces
+        firsts = [0, *accumulate(piece.rows for piece in pieces)]
+        wanted = [at for at, piece in enumerate(pieces) if self._wants(firsts[at], piece.rows)]
+        asked = [pieces[at] for at in wanted]
         reads, texts = self._mapper.reads, self._mapper.texts
-        for rows in self._source.read(piece, reads, batch_rows=self._batch_rows, texts=texts):
-            yield self._stretch(rows, first, piece.uri)
-            first += rows.batch.num_rows
+        for number, rows in read_pieces(self._source, asked, reads, batch_rows=self._batch_rows, texts=texts):
+            at = wanted[number]
+            yield self._stretch(rows, firsts[at], pieces[at].uri)
+            firsts[at] += rows.batch.num_rows
+
+    def _wants(self, first: int, count: int) -> bool:
+        within = _within(self._only, first, count)
+        return within is None or len(within) > 0
 
     def _stretch(self, rows: Rows, first: int, where: str) -> Stretch:
         count = rows.batch.num_rows

@@ -56,6 +56,9 @@ def typeless(schema: pa.Schema) -> bool:
 class Source(Protocol):
     """One data set: a table, or all files of a URI in order of their names."""
 
+    at_once: int
+    """Pieces worth reading at a time: more than one where each waits for an answer, and then threads may share this."""
+
     def schema(self) -> pa.Schema:
         """Names and types of the columns, from metadata or the first rows; see `typeless`.
 

@@ -38,6 +38,8 @@ class Reader(Protocol):
         ...
 
 
+_SMALL_BYTES = 1 << 20
+
 READERS: dict[Format, Reader] = {"jsonl": jsonl_files, "csv": csv_files, "parquet": parquet_files}
 
 
@@ -46,6 +48,7 @@ class FilesSource:
 
     def __init__(self, place: Place, uri: str, kind: Format, *, blobs: str | None = None) -> None:
         """`blobs`: URI of the blob store's root, with a slash, when `uri` is of a blob."""
+        self.at_once = place.at_once
         self._place = place
         self._uri = uri
         self._kind: Format = kind
@@ -76,16 +79,19 @@ class FilesSource:
         return first
 
     def pieces(self, slice_rows: int) -> Iterator[Piece]:
-        if self._kind == "parquet" and self._place.at_once > 1:  # footers are small, and their files may be many
+        def planned(listed: Listed) -> tuple[Listed, list[Piece] | None]:
+            return listed, list(self._pieces_of(listed, slice_rows)) if self._is_soon_planned(listed) else None
 
-            def planned(listed: Listed) -> list[Piece]:
-                return list(self._pieces_of(listed, slice_rows))
-
-            for pieces in mapped(planned, self._list(), at_once=self._place.at_once):
-                yield from pieces
+        if self._place.at_once > 1:
+            for listed, pieces in mapped(planned, self._list(), at_once=self._place.at_once):
+                yield from self._pieces_of(listed, slice_rows) if pieces is None else pieces
             return
         for listed in self._list():
             yield from self._pieces_of(listed, slice_rows)
+
+    def _is_soon_planned(self, listed: Listed) -> bool:
+        """Whether little is read and held of it: a footer, or all of a small file."""
+        return self._kind == "parquet" or (listed.size is not None and listed.size <= _SMALL_BYTES)
 
     def _pieces_of(self, listed: Listed, slice_rows: int) -> Iterator[Piece]:
         file = self._open(listed)

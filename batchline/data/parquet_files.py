@@ -141,7 +141,10 @@ class _Cursor:
                 raise SourceError(f"{file.uri} has fewer row groups than were planned.")
             self.total = sum(meta.row_group(group).num_rows for group in groups)
             parquet = _opened(self._file, meta, groups, names)
-            self._batches = _batches(parquet, groups, names, batch_rows, file.uri)
+            # Arrow's threads are as few as cores, and are held while they wait for bytes: small files read side by side
+            # would wait for one another.
+            threads = file.identity is None or self.total > batch_rows
+            self._batches = _batches(parquet, groups, names, batch_rows, file.uri, threads=threads)
         except BaseException:
             self._file.close()
             raise
@@ -169,11 +172,17 @@ class _Cursor:
 
 
 def _batches(
-    parquet: pq.ParquetFile, groups: list[int], names: tuple[str, ...] | None, batch_rows: int, uri: str
+    parquet: pq.ParquetFile,
+    groups: list[int],
+    names: tuple[str, ...] | None,
+    batch_rows: int,
+    uri: str,
+    *,
+    threads: bool,
 ) -> Generator[pa.RecordBatch, None, None]:
     try:
         for batch in parquet.iter_batches(
-            batch_rows, row_groups=groups, columns=None if names is None else list(names)
+            batch_rows, row_groups=groups, columns=None if names is None else list(names), use_threads=threads
         ):
             yield batch if names is None or tuple(batch.schema.names) == names else batch.select(names)
     except (pa.ArrowException, OSError) as e:

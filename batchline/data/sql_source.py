@@ -46,6 +46,8 @@ class _Known:
 class TableSource:
     """`batchline.data.contract.Source` over one table, partitioned table, view or foreign table of PostgreSQL."""
 
+    at_once = 1
+
     def __init__(self, places: Places, wanted: Input) -> None:
         """Asks nothing of the database yet.
 

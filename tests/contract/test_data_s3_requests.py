@@ -21,6 +21,7 @@ from batchline.batch import Input, Output, Piece
 from batchline.data import open_sink, open_source, parquet_files, read_ahead, s3_client, s3_folder
 from batchline.data.blobs import Blobs
 from batchline.data.contract import Places, SinkContext, Source
+from batchline.data.many_pieces import read_pieces
 from batchline.data.remembered import Remembered
 from batchline.errors import SinkError, SourceError, SourceUnavailableError
 
@@ -188,6 +189,53 @@ def test_gzip_is_one_slice_that_reads_the_file_once(
     assert read(reader, piece).num_rows == 4000
     (passed,) = proxy.take()
     assert (passed.kind, passed.bytes) == ("GET", len(data))
+
+
+def many(s3: ObjectStore, bucket: str, ending: str, files: int) -> pa.Table:
+    """So many small files of 200 rows each; returns all rows."""
+    data = table(200 * files)
+    for n in range(files):
+        part = data.slice(200 * n, 200)
+        body = parquet(part) if ending == "parquet" else text(part, ending)
+        s3.client.put_object(Bucket=bucket, Key=f"in/{n:03}.{ending}", Body=body)
+    return data
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl", "csv.gz"])
+def test_small_files_are_read_while_those_before_are_used(
+    s3: ObjectStore, proxy: FaultProxy, bucket: str, ending: str
+) -> None:
+    """Planned and read side by side, bounded; one GET a file as ever, rows in order, and the rows that they were."""
+    data = many(s3, bucket, ending, 24)
+    kind = ending.partition(".")[0]
+    reader = open_source(Input(uri=f"s3://{bucket}/in/", format=kind), places(proxy))  # type: ignore[arg-type]
+    proxy.delay_s = 0.02
+    pieces = list(reader.pieces(1000))
+    assert proxy.most_at_once >= 4
+    reader.schema()
+    list(read_pieces(reader, pieces, WANTED, batch_rows=8192))  # looks at what tells the types, once a process
+    proxy.take()
+    proxy.most_at_once = 0
+    got = list(read_pieces(reader, pieces, WANTED, batch_rows=8192))
+    assert [at for at, _ in got] == list(range(24))
+    assert pa.Table.from_batches([rows.batch for _, rows in got]).equals(data.select(WANTED))
+    assert kinds(proxy.take()) == {"GET": 24}
+    assert 4 <= proxy.most_at_once <= reader.at_once
+    proxy.most_at_once = 0
+    list(read_pieces(reader, pieces, WANTED, batch_rows=400))
+    assert proxy.most_at_once <= 3, "the rows ahead are bounded, too"
+
+
+def test_what_is_wrong_with_a_file_ahead_is_told_in_its_turn(s3: ObjectStore, proxy: FaultProxy, bucket: str) -> None:
+    """Rows of the files before it come first; the error names the file that has changed."""
+    data = many(s3, bucket, "parquet", 6)
+    reader = source(proxy, f"s3://{bucket}/in/")
+    pieces = list(reader.pieces(1000))
+    s3.client.put_object(Bucket=bucket, Key="in/003.parquet", Body=parquet(data.slice(0, 200)))
+    got: list[pa.RecordBatch] = []
+    with pytest.raises(SourceError, match=r"in/003\.parquet has changed"):
+        got.extend(rows.batch for _, rows in read_pieces(reader, pieces, WANTED, batch_rows=8192))
+    assert pa.Table.from_batches(got).equals(data.select(WANTED).slice(0, 600))
 
 
 def test_long_text_is_fetched_ahead(
