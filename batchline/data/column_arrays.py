@@ -25,6 +25,8 @@ Column = Array | list[Array] | list[str]
 """[N, *shape] when all rows have one shape; else a list of one array (or text) a row."""
 Faults = dict[int, str]
 
+UNLIKE = ", as the first rows are: make all of one kind"
+"""Ends what is told of a value that does not have the type of its column."""
 NULLS = ["", "NULL", "null", "NA", "N/A"]
 """Texts of a CSV file that mean no value, but in columns of text, where they are text."""
 NUMBER = re.compile(r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\s*")
@@ -229,7 +231,7 @@ def cast_each(column: pa.Array[Any], wanted: pa.DataType) -> tuple[pa.Array[Any]
         try:
             kept.append(value.cast(wanted).as_py())
         except pa.ArrowInvalid:
-            faults[at] = f"{str(value.as_py())[:40]!r} is no {wanted}"
+            faults[at] = f"{str(value.as_py())[:40]!r} is no {wanted}{UNLIKE}"
             kept.append(None)
     return pa.array(kept, wanted), faults
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
 
+from batchline.data.column_arrays import UNLIKE
 from batchline.data.contract import MAYBE_NUMBERS, Rows, marked
 from batchline.data.places import OpenFile
 from batchline.data.remembered import Remembered
@@ -230,6 +231,8 @@ def column_of(name: str, values: list[Any], wanted: pa.DataType | None, faults: 
         return usual
     if usual is not None and _may_become(usual.type, wanted) and (fits := _cast(usual, wanted)) is not None:
         return fits
+    if pa.types.is_integer(wanted) and _has_fractions(values):
+        wanted = pa.float64()
     kept: list[Any] = []
     for at, value in enumerate(values):
         one = None if value is None else _array([value])
@@ -237,9 +240,14 @@ def column_of(name: str, values: list[Any], wanted: pa.DataType | None, faults: 
         if one is not None and (one.type == wanted or _may_become(one.type, wanted)):
             fits = _cast(one, wanted)
         if fits is None and value is not None:
-            faults.setdefault(at, f"column {name}: {_short(value)} is no {wanted}")
+            faults.setdefault(at, f"column {name}: {_short(value)} is no {wanted}{UNLIKE}")
         kept.append(None if fits is None else fits[0].as_py())
     return pa.array(kept, wanted)
+
+
+def _has_fractions(values: list[Any]) -> bool:
+    """Whether some are floats, and no whole number would lose digits as one."""
+    return any(type(v) is float for v in values) and all(abs(v) <= 2**53 for v in values if type(v) is int)
 
 
 def _may_become(have: pa.DataType, want: pa.DataType) -> bool:

@@ -142,7 +142,7 @@ def test_words_among_the_numbers_of_csv_files_fail_their_rows_only(rig: Rig, mod
     assert [(line["row"], line["id"]) for line in lines] == [(0, 1), (1, 2), (2, 3), (3, None), (4, 5), (5, 6)]
     assert [line["error"]["message"] for line in lines if "error" in line] == [
         "column f1: 'one' is no number",
-        "column id: 'x' is no int64",
+        "column id: 'x' is no int64, as the first rows are: make all of one kind",
         "column f2: 'two' is no number",
     ]
     assert lines[5]["y"] == [4, 4, 4]

@@ -211,7 +211,10 @@ def test_text_in_a_later_file_fails_its_rows_only() -> None:
     schema = pa.schema([pa.field(name, pa.string()).with_metadata(MAYBE_NUMBERS) for name in ("a", "k")])
     texts = pa.RecordBatch.from_pydict({"a": ["1.5", "x", "2", "3"], "k": [" 7", "8", "nine", "10"]}, schema=schema)
     got = mapper.arrays(Rows(texts))
-    assert dict(got.faults) == {1: "column a: 'x' is no number", 2: "column k: 'nine' is no int64"}
+    assert dict(got.faults) == {
+        1: "column a: 'x' is no number",
+        2: "column k: 'nine' is no int64, as the first rows are: make all of one kind",
+    }
     assert np.asarray(got.columns["a"]).tolist() == [1.5, 3]
     assert got.at is not None
     assert mapper.output(texts, got.at, 0, {"y": np.zeros((2, 2), np.float32)}).column("k").to_pylist() == [7, 10]

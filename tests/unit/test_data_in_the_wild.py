@@ -96,8 +96,8 @@ def test_a_csv_key_that_turns_out_to_be_more_than_a_number_is_a_fault(tmp_path: 
     got = scored(echo("FP32"), tmp_path, name=written(tmp_path, "id,x\n" + "\n".join(lines)))
     assert [row for row in got if isinstance(row, str)] == [
         "column id: '007' is more than the int64 that the first rows are",
-        "column id: 'X1' is no int64",
-        "column id: '12345678901234567890' is no int64",
+        "column id: 'X1' is no int64, as the first rows are: make all of one kind",
+        "column id: '12345678901234567890' is no int64, as the first rows are: make all of one kind",
     ]
     assert got[140_001] == (140_002, 1.0)
     assert len(got) == len(lines)
@@ -245,8 +245,16 @@ def columns(**given: Any) -> pa.Table:
     [
         (pa.array(["NA"]), pa.array(["NA", " x "], pa.large_string()), ["NA", "NA", " x "]),
         (pa.array(["NA"], pa.large_string()), pa.array(["NA"]).dictionary_encode(), ["NA", "NA"]),
-        (pa.array([1]), pa.array(["2", "x"]), [1, 2, "column id: 'x' is no int64"]),
-        (pa.array([1], pa.int32()), pa.array([2**40]), [1, "column id: '1099511627776' is no int32"]),
+        (
+            pa.array([1]),
+            pa.array(["2", "x"]),
+            [1, 2, "column id: 'x' is no int64, as the first rows are: make all of one kind"],
+        ),
+        (
+            pa.array([1], pa.int32()),
+            pa.array([2**40]),
+            [1, "column id: '1099511627776' is no int32, as the first rows are: make all of one kind"],
+        ),
         (pa.array(["1"]), pa.array([2]), ["1", "2"]),
     ],
 )
@@ -336,3 +344,24 @@ def test_a_key_may_have_the_name_of_what_tells_of_errors(tmp_path: Path, key: st
     (written,) = (tmp_path / "out").glob("errors-*")
     name = key if key in ("id", "error") else "key"
     assert json.loads(written.read_text()) == {"row": 1, name: "k1", "code": "invalid_row", "message": "no value"}
+
+
+def test_fractions_behind_whole_numbers_are_numbers_beside_words_too(tmp_path: Path) -> None:
+    """One word in a stretch of JSON lines is a fault of its row, and of no row around it; it tells what to do."""
+    lines = [f'{{"x": {n}}}' for n in range(2500)]
+    lines[2100], lines[2101], lines[2102] = '{"x": "w"}', '{"x": 1.5}', f'{{"x": {2**70}}}'
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    wanted = Input(uri=f"file://{tmp_path}/in.jsonl", columns=["x"])
+    source = open_source(wanted, places(tmp_path))
+    mapper = Mapper(echo("FP32"), DataSet("echo", "1", wanted), source.schema())
+    (piece,) = source.pieces(10_000)
+    faults: dict[int, str] = {}
+    values: list[float] = []
+    first = 0
+    for rows in source.read(piece, mapper.reads, batch_rows=10_000):
+        mapped = mapper.arrays(rows)
+        faults |= {first + row: why for row, why in mapped.faults.items()}
+        values += list(np.asarray(mapped.columns["x"]).reshape(-1))
+        first += rows.batch.num_rows
+    assert faults == {2100: 'column x: "w" is no double, as the first rows are: make all of one kind'}
+    assert values[2099:2103] == [2099, 1.5, np.float32(2.0**70), 2103]
