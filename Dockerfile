@@ -1,4 +1,5 @@
-# One image for all of Batchline; the command says which process it is. RUNTIME=worker-gpu makes the GPU worker's image.
+# One image for all of Batchline; the command says which process it is. RUNTIME=worker-gpu makes the GPU worker's image,
+# RUNTIME=worker-torch one with PyTorch.
 FROM python:3.11-slim-bookworm AS dependencies
 RUN pip install --no-cache-dir --root-user-action=ignore uv && python -m venv --without-pip /opt/batchline
 ENV VIRTUAL_ENV=/opt/batchline UV_NO_CACHE=1 UV_COMPILE_BYTECODE=1

@@ -4,8 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 COMPOSE ?= docker compose
 PROMTOOL ?= promtool
+TORCH  ?= torch==2.13.0
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-nightly burst test up down check lint format types imports bench bench-batches chaos test-compose test-alerts clean
+.PHONY: help install demo demo-nightly burst test up down check lint format types imports bench bench-batches chaos test-compose test-torch test-alerts clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -29,6 +30,10 @@ burst: install  ## 20,000 jobs out of idleness: workers come and go; checked, dr
 
 test: install  ## Every test but chaos, a process for each core; starts and stops its own Postgres and Valkey
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 25
+
+test-torch: install  ## PyTorch models; installs PyTorch into .venv as pip is set up (PIP_EXTRA_INDEX_URL for the small CPU build)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check '$(TORCH)'
+	@$(BIN)/python -m pytest tests/pytorch --durations 5
 
 up: install  ## Start the system and leave it running (API :8000, Flower :5555)
 	@$(BIN)/batchline up

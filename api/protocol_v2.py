@@ -25,10 +25,12 @@ from batchline.errors import (
     ResultExpiredError,
 )
 from batchline.job import TERMINAL, JobView, show_id
-from batchline.model import ModelRecord, TensorSpec
+from batchline.model import MODEL_FILE, TORCH_FILE, ModelRecord, TensorSpec
 from batchline.rows import TEXT
 
 AnyRequest = Request[Any, Any, Any]
+
+_PLATFORMS = {MODEL_FILE: "onnxruntime_onnx", TORCH_FILE: "pytorch_pt2"}
 
 
 class V2Routes:
@@ -74,7 +76,7 @@ class V2Routes:
             "versions": [spec.version]
             if "version" in request.path_params
             else [r.spec.version for r in self._s.models.known.of(spec.name)],
-            "platform": "onnxruntime_onnx",
+            "platform": _PLATFORMS.get(spec.file, ""),
             "inputs": [_metadata(t) for t in (spec.inputs if spec.text is None else (text,))],
             "outputs": [_metadata(t) for t in spec.outputs],
         }

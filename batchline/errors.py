@@ -155,6 +155,12 @@ class ModelError(BatchlineError):
     code = "model_error"
 
 
+class RuntimeMissingError(RetryableError):
+    """This process has not what runs a model of this kind; others may."""
+
+    code = "runtime_missing"
+
+
 class OutOfMemoryError(RetryableError):
     """The device had no room for this many rows; fewer may fit."""
 
@@ -230,6 +236,7 @@ HTTP_STATUS: dict[type[BatchlineError], int] = {
     StoreUnavailableError: 503,
     StaleWorkerError: 503,
     ModelError: 500,
+    RuntimeMissingError: 503,
     OutOfMemoryError: 503,
     RowError: 422,
     SourceError: 422,

@@ -26,8 +26,9 @@ DTYPES: dict[str, str] = {
 }
 """Open Inference Protocol v2 data types -> numpy's names."""
 
-MODEL_FILE = "model.onnx"
-"""What a version's folder must hold."""
+MODEL_FILE, TORCH_FILE = "model.onnx", "model.pt2"
+MODEL_FILES = (MODEL_FILE, TORCH_FILE)
+"""A version's folder holds one of them: an ONNX file, or a program that torch.export.save wrote."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
@@ -90,12 +91,14 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     version: str
     digest: str
-    """sha256 of model.onnx, hex."""
+    """sha256 of `file`, hex."""
     size_bytes: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     policy: BatchPolicy = BatchPolicy()
     text: TextFront | None = None
+    file: str = MODEL_FILE
+    """One of MODEL_FILES; says which runtime opens it."""
 
     @property
     def ref(self) -> str:
@@ -105,7 +108,7 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def files(self) -> dict[str, str]:
         """The files that a worker needs -> their sha256, hex; those whose digest is known."""
         text = {self.text.tokenizer: self.text.digest} if self.text and self.text.digest else {}
-        return {MODEL_FILE: self.digest} | text
+        return {self.file: self.digest} | text
 
 
 class ModelRecord(msgspec.Struct, frozen=True):

@@ -1,7 +1,9 @@
 """The model repository on disk: NAME/VERSION/{model.onnx, model.toml, tokenizer.json}, read, checked and added to.
 
+A PyTorch model is a model.pt2 in the place of model.onnx.
+
 Versions are whole numbers and never change once they are there: a new version comes as a temporary folder beside its
-place and is renamed into it. The ONNX file itself is read by `python -m workers.probe`, a process of its own.
+place and is renamed into it. The model's file itself is read by `python -m workers.probe`, a process of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +27,17 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from batchline.errors import BatchlineError, InvalidRequestError, ModelError
-from batchline.model import MODEL_FILE, BatchPolicy, ModelSpec, TensorSpec, TextFront, check_name, check_version
+from batchline.model import (
+    MODEL_FILE,
+    MODEL_FILES,
+    TORCH_FILE,
+    BatchPolicy,
+    ModelSpec,
+    TensorSpec,
+    TextFront,
+    check_name,
+    check_version,
+)
 
 POLICY_FILE = "model.toml"
 _PROBE_S = 900.0
@@ -56,13 +68,15 @@ class _Tensor(msgspec.Struct, frozen=True):
 
 
 class Signature(msgspec.Struct, frozen=True):
-    """What the probe tells of an ONNX file; the first axis of every shape is the batch axis."""
+    """What the probe tells of a model's file; the first axis of every shape is the batch axis."""
 
     inputs: tuple[_Tensor, ...]
     outputs: tuple[_Tensor, ...]
     batchable: bool
     bytes: int
     sha256: str
+    file: str = MODEL_FILE
+    most_rows: int | None = None
 
 
 class _Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -117,7 +131,16 @@ def _is_refused(check: Callable[[str], str], text: str) -> bool:
 
 
 def _problem(path: Path) -> str | None:
-    return None if (path / MODEL_FILE).is_file() else f"{path} has no {MODEL_FILE}: put the model there."
+    have = [name for name in MODEL_FILES if (path / name).is_file()]
+    if len(have) > 1:
+        return f"{path} has {' and '.join(have)}: a version is one model, take the other out."
+    return None if have else f"{path} has no {' or '.join(MODEL_FILES)}: put the model there."
+
+
+def _model_in(folder: Path) -> Path:
+    if problem := _problem(folder):
+        raise ModelError(problem)
+    return next(folder / name for name in MODEL_FILES if (folder / name).is_file())
 
 
 def read_spec(path: Path, name: str, version: str, signature: Signature) -> ModelSpec:
@@ -127,7 +150,7 @@ def read_spec(path: Path, name: str, version: str, signature: Signature) -> Mode
         path: the version's folder.
         name: the model's.
         version: the version's.
-        signature: what the probe told of its model.onnx.
+        signature: what the probe told of its model's file.
 
     Raises:
         ModelError: model.toml does not say what it may say; names the file and the key.
@@ -144,6 +167,11 @@ def read_spec(path: Path, name: str, version: str, signature: Signature) -> Mode
         )
     if not signature.batchable:
         policy = msgspec.structs.replace(policy, max_batch_size=1)
+    if most := signature.most_rows:
+        bulk = min(policy.max_bulk_batch_size or most, most)
+        policy = msgspec.structs.replace(
+            policy, max_batch_size=min(policy.max_batch_size, most), max_bulk_batch_size=bulk
+        )
     if extra.text and not _is_beside(path, extra.text.tokenizer):
         raise ModelError(f"{path / POLICY_FILE}: the tokenizer {extra.text.tokenizer!r} is not beside the model.")
     return ModelSpec(
@@ -155,6 +183,7 @@ def read_spec(path: Path, name: str, version: str, signature: Signature) -> Mode
         outputs=tuple(TensorSpec(t.name, t.dtype, t.shape[1:]) for t in signature.outputs),
         policy=policy,
         text=extra.text,
+        file=signature.file,
     )
 
 
@@ -166,7 +195,7 @@ def fault_of(repository: Path, spec: ModelSpec, *, hashed: bool) -> str | None:
         spec: what the catalogue knows.
         hashed: whether to read the whole file and compare its sha256; else only its size is compared.
     """
-    path = repository / spec.name / spec.version / MODEL_FILE
+    path = repository / spec.name / spec.version / spec.file
     try:
         with path.open("rb") as file:
             same = os.fstat(file.fileno()).st_size == spec.size_bytes
@@ -218,7 +247,7 @@ def _read_policy(path: Path) -> _Policy:
 
 
 def probe(path: Path) -> Signature:
-    """Have an ONNX file checked and read by a process of its own; takes a second or two.
+    """Have a model's file checked and read by a process of its own; takes a second or two.
 
     Raises:
         ModelError: the file is refused; the message says why and what to do.
@@ -237,7 +266,11 @@ def read_version(path: Path, name: str, version: str) -> ModelSpec:
     Raises:
         ModelError: something in it is refused; the message says what, why and what to do.
     """
-    spec = read_spec(path, name, version, probe(path / MODEL_FILE))
+    model = _model_in(path)
+    signature = probe(model)
+    if model.name != signature.file:
+        raise ModelError(f"{model} has another name than its kind has: call it {signature.file}.")
+    spec = read_spec(path, name, version, signature)
     if spec.text:
         file = path / spec.text.tokenizer
         _checked(file, ["--text", str(file), str(spec.text.max_length), *(t.name for t in spec.inputs)], _Sound)
@@ -284,7 +317,7 @@ def install(repository: Path, name: str, source: Path, policy: Mapping[str, obje
     Args:
         repository: made if it is not there.
         name: the model's.
-        source: an .onnx file, or a folder with model.onnx and what belongs to it.
+        source: an .onnx or .pt2 file, or a folder with model.onnx or model.pt2 and what belongs to it.
         policy: the content of model.toml; what the folder has when absent.
 
     Returns:
@@ -310,8 +343,10 @@ def _draft(repository: Path, name: str, source: Path, policy: Mapping[str, objec
         draft.chmod(0o755)
         yield draft
     except ModelError as e:
-        copied, given = (draft, source) if source.is_dir() else (draft / MODEL_FILE, source)
-        raise ModelError(e.detail.replace(str(copied), str(given))) from e
+        detail = e.detail
+        for copied in [draft] if source.is_dir() else [draft / name for name in MODEL_FILES]:
+            detail = detail.replace(str(copied), str(source))
+        raise ModelError(detail) from e
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         with contextlib.suppress(OSError):
@@ -339,13 +374,17 @@ def _copy(source: Path, into: Path) -> None:
                 if file.is_file():
                     shutil.copyfile(file, into / file.name)
         else:
-            shutil.copyfile(source, into / MODEL_FILE)
+            shutil.copyfile(source, into / _name_for(source))
     except OSError as e:
         raise ModelError(f"{source} cannot be copied: {e.strerror}.") from e
-    if not (into / MODEL_FILE).is_file():
-        raise ModelError(f"{source} has no {MODEL_FILE}: name an .onnx file, or a folder that holds one.")
-    with (into / MODEL_FILE).open("rb") as file:
+    with _model_in(into).open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _name_for(source: Path) -> str:
+    """What a version's folder calls this file: by its first bytes, as the probe reads it; its own name says nothing."""
+    with source.open("rb") as file:
+        return TORCH_FILE if file.read(4) == b"PK\x03\x04" else MODEL_FILE
 
 
 def _toml(tables: Mapping[str, object], prefix: str = "") -> str:
@@ -374,7 +413,7 @@ def import_model(
     Args:
         repository: the folder of all models.
         name: the model's.
-        source: an .onnx file, or a folder with model.onnx and what belongs to it.
+        source: an .onnx or .pt2 file, or a folder with model.onnx or model.pt2 and what belongs to it.
         register: the catalogue's `register_model`.
         policy: the content of model.toml; what the folder has when absent.
         publish: puts the version's files where all workers reach them; called with its spec and a folder that holds

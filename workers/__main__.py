@@ -28,7 +28,7 @@ from workers.model_files import Cache, ModelFiles
 from workers.models import Models
 from workers.predict import Device, Predictor, Sizes
 from workers.reporting import Reporter
-from workers.runtimes.onnx_runtime import opener
+from workers.runtimes.choice import Runtimes
 from workers.slices import SliceRunner
 from workers.spot_notice import IMDS, Imds, SpotNotice
 from workers.turns import Turns
@@ -42,6 +42,7 @@ _HEART_STATEMENT_S = 5.0
 def main() -> int:
     config = settings.load()
     logs.configure(level=config.log_level)
+    runtimes = Runtimes(config.device, config.intra_op_threads)
     migrations.check(config.database_url)
     metrics.serve(config.metrics_port, config.metrics_host)
     store = open_store(config.database_url, connections=config.connections - 1)
@@ -54,8 +55,9 @@ def main() -> int:
     models = Models(
         ModelFiles(config.models, blobs, _cache(config)),
         store.catalogue,
-        opener(config.device, config.intra_op_threads),
+        runtimes.open,
         limit_bytes=config.models_limit_bytes,
+        check=runtimes.check,
     )
     heart = Heart(
         own.workers,

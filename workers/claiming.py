@@ -124,6 +124,7 @@ class Claimer:
         self._pool = pool
         self._held = held
         self._known = {lane: _Known() for lane in Lane}
+        self._passed_over: set[int] = set()
         self._suspect_last = False
         self._doubt_until = 0.0
         self._reconciled_at = 0.0
@@ -137,7 +138,7 @@ class Claimer:
         # Who claims copies by an old look would use up the nudge of a client's job that has come since.
         if not known.heads or time.monotonic() - known.at > _HEADS_S or known.has_only_copies:
             self._ask(lane, known)
-        heads = known.heads
+        heads = self._servable(known.heads)
         normal = preferred([h for h in heads if not h.suspect], is_loaded, may_load=may_load)
         suspect = preferred([h for h in heads if h.suspect], is_loaded, may_load=may_load)
         chosen = normal if suspect is None or (normal is not None and self._suspect_last) else suspect
@@ -152,10 +153,18 @@ class Claimer:
         """Look at the heads, from the floor or from the very beginning."""
         now = time.monotonic()
         whole = not known.lowest or known.may_look(now, busy=True)
-        known.note(self._claims.heads(self._pool, lane, floor=0 if whole else known.lowest), now, whole=whole)
+        heads = self._claims.heads(self._pool, lane, floor=0 if whole else known.lowest)
+        known.note(self._servable(heads), now, whole=whole)
         nothing = all(h.suspect for h in known.heads)  # one that cannot be run now must not hide normal work
         if nothing and not whole and known.may_look(now := time.monotonic(), busy=False):
-            known.note(self._claims.heads(self._pool, lane), now, whole=True)
+            known.note(self._servable(self._claims.heads(self._pool, lane)), now, whole=True)
+
+    def pass_over(self, model_id: int) -> None:
+        """Never choose this model: this process cannot run it, and others of the pool may. Any thread may call this."""
+        self._passed_over.add(model_id)
+
+    def _servable(self, heads: list[Head]) -> list[Head]:
+        return [h for h in heads if h.model_id not in self._passed_over] if self._passed_over else heads
 
     def take(self, worker_id: uuid.UUID, head: Head, lane: Lane, *, rows: int) -> list[ClaimedJob]:
         """Take jobs of a model that is not loaded; raises as `claim` does."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from batchline import failpoints
-from batchline.errors import ModelError, SourceUnavailableError, StoreUnavailableError
+from batchline.errors import ModelError, RuntimeMissingError, SourceUnavailableError, StoreUnavailableError
 from batchline.job import ClaimedJob, Lane
 from batchline.metrics import STAGE_SECONDS
 from batchline.queue.contract import Nudger
@@ -145,6 +145,9 @@ class Engine:
                     continue
             try:
                 load_ms = self._models.load(head.model_id).load_ms
+            except RuntimeMissingError as e:
+                log.warning("model passed over", extra={"model_id": head.model_id, "error": e.detail})
+                self._claimer.pass_over(head.model_id)
             except ModelError as e:
                 return self._unloadable(head, lane, e)
             except SourceUnavailableError as e:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from batchline.data.model_blobs import MOST_BYTES, ModelBlobs
 from batchline.errors import ModelError
-from batchline.model import MODEL_FILE, ModelSpec
+from batchline.model import ModelSpec
 
 log = logging.getLogger("workers")
 
@@ -123,7 +123,7 @@ class ModelFiles:
         if data is None:
             at = time.monotonic()
             try:
-                data = blobs.fetch(digest, most_bytes=spec.size_bytes if name == MODEL_FILE else MOST_BYTES)
+                data = blobs.fetch(digest, most_bytes=spec.size_bytes if name == spec.file else MOST_BYTES)
             except ModelError as e:
                 raise ModelError(f"{spec.ref} is not in this worker's model repository, and {e.detail}.") from e
             if self._cache:

@@ -6,13 +6,14 @@ import logging
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from batchline.errors import BatchlineError, ModelError, SourceUnavailableError
 from batchline.metrics import MODELS_LOADED
-from batchline.model import DTYPES, MODEL_FILE, ModelRecord, ModelSpec
+from batchline.model import DTYPES, ModelRecord, ModelSpec
 from batchline.rows import Array
 from batchline.store.contract import Catalogue
 from workers.model_files import ModelFiles
@@ -43,10 +44,20 @@ class Models:
     One load at a time; whoever runs a model that is unloaded meanwhile keeps it until the pass is done.
     """
 
-    def __init__(self, files: ModelFiles, catalogue: Catalogue, open_runtime: OpenRuntime, *, limit_bytes: int) -> None:
+    def __init__(
+        self,
+        files: ModelFiles,
+        catalogue: Catalogue,
+        open_runtime: OpenRuntime,
+        *,
+        limit_bytes: int,
+        check: Callable[[ModelSpec], None] = lambda _: None,
+    ) -> None:
+        """`check` raises RuntimeMissingError for a model that could not be opened here, before its files are read."""
         self._files = files
         self._catalogue = catalogue
         self._open = open_runtime
+        self._check = check
         self._limit_bytes = limit_bytes
         self._lock = threading.Lock()
         self._loading = threading.Lock()
@@ -88,6 +99,7 @@ class Models:
         Raises:
             ModelError: it cannot be loaded; jobs for it may be tried again later.
             SourceUnavailableError: its files cannot be fetched now; its jobs had better wait for other workers.
+            RuntimeMissingError: this process can never load it; its jobs must wait for other workers.
         """
         with self._loading:
             model = self.get(model_id)
@@ -129,7 +141,8 @@ class Models:
     def _load(self, record: ModelRecord) -> LoadedModel:
         spec = record.spec
         began = time.monotonic()
-        data = self._files.read(spec, MODEL_FILE)
+        self._check(spec)
+        data = self._files.read(spec, spec.file)
         text = spec.text
         tokenizer = Tokenizer(self._files.read(spec, text.tokenizer), text.max_length) if text else None
         self._make_room(spec.size_bytes)

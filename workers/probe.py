@@ -1,8 +1,8 @@
-"""Reads the signature of an ONNX file, and refuses a file that is not safe to serve: `python -m workers.probe PATH`.
+"""Reads the signature of a model's file, and refuses one that is not safe to serve: `python -m workers.probe PATH`.
 
 Runs as a process of its own, so that a file that makes a parser crash or eat memory harms nobody. The bytes are read
 once: what is hashed, checked and opened by ONNX Runtime is the same. Prints one JSON object; exit 0 with the
-signature, 1 with {"error": ...}.
+signature, 1 with {"error": ...}. ONNX files are read here, torch.export programs in `probe_torch`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from batchline.errors import ModelError
-from workers.sniff import foreign_format
+from batchline.model import MODEL_FILE, TORCH_FILE
+from workers.sniff import foreign_format, is_zip
 
 if TYPE_CHECKING:
     import onnx
@@ -70,24 +71,31 @@ class Signature(msgspec.Struct, frozen=True):
     outputs: tuple[TensorSignature, ...]
     batchable: bool
     opset: int
+    """0 for what is no ONNX file."""
     bytes: int
     sha256: str
+    file: str = MODEL_FILE
+    """What a version's folder calls a file of this kind."""
+    most_rows: int | None = None
+    """More rows at once the model does not take; None: no bound is known."""
 
 
 def probe(path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> Signature:
-    """Check one ONNX file and read its signature.
+    """Check one model's file and read its signature.
 
     Args:
         path: a regular file of any name.
         max_bytes: the largest file to look at.
 
     Returns:
-        The signature; the file is one that ONNX Runtime has opened.
+        The signature; the file is one that ONNX Runtime, or PyTorch, has opened.
 
     Raises:
         ModelError: the file is refused; the message says what, where and what to do next.
     """
     data = _read(path, max_bytes)
+    if is_zip(data[:4]):
+        return _probe_torch(data)
     model = _parse(path, data)
     _refuse_external_data(model)
     _refuse_foreign_operators(model)
@@ -103,6 +111,23 @@ def probe(path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> Signature:
         opset=max((o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}), default=0),
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
+    )
+
+
+def _probe_torch(data: bytes) -> Signature:
+    from workers import probe_torch  # noqa: PLC0415  # ONNX files need nothing of it
+
+    told = probe_torch.read(data)
+    inputs, outputs = (tuple(TensorSignature(*t) for t in side) for side in (told.inputs, told.outputs))
+    return Signature(
+        inputs=inputs,
+        outputs=outputs,
+        batchable=all(t.shape[0] is None for t in (*inputs, *outputs)),
+        opset=0,
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        file=TORCH_FILE,
+        most_rows=told.most_rows,
     )
 
 
@@ -331,7 +356,7 @@ def main(arguments: Sequence[str]) -> int:
     """Print the signature, nothing for a sound tokenizer, or the reason as JSON; return the exit status."""
     about_text = arguments[:1] == ["--text"]
     if len(arguments) < 3 if about_text else len(arguments) != 1:
-        answer, status = {"error": "usage: python -m workers.probe PATH.onnx | --text PATH MAX_LENGTH INPUT ..."}, 2
+        answer, status = {"error": "usage: python -m workers.probe PATH | --text PATH MAX_LENGTH INPUT ..."}, 2
     else:
         try:
             bound_this_process()

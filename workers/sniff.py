@@ -1,10 +1,20 @@
-"""What a file is by its first bytes: names the formats that people mistake for ONNX."""
+"""What a file is by its first bytes, or a zip archive by its members: names what people mistake for a model."""
 
-_EXPORT = "export the model to ONNX (torch.onnx.export, skl2onnx, tf2onnx) and import that file"
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_EXPORT = (
+    "export the model to ONNX (skl2onnx, tf2onnx, torch.onnx.export), or from PyTorch with torch.export.save, and"
+    " import that file"
+)
 _UNPACK = "unpack it and import the .onnx file inside"
+_EXPORT_TORCH = (
+    "export the model and import that file: torch.export.save(torch.export.export(model.eval(), (example,),"
+    " dynamic_shapes=...), 'model.pt2'), or torch.onnx.export"
+)
 # (offset, magic, what it is, what to do next)
 _KINDS: tuple[tuple[int, bytes, str, str], ...] = (
-    (0, b"PK\x03\x04", "a zip archive (PyTorch .pt, Keras or .npz)", _EXPORT),
     (0, b"PK\x05\x06", "an empty zip archive", _EXPORT),
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras)", _EXPORT),
     (0, b"\x93NUMPY", "a NumPy array", _EXPORT),
@@ -47,3 +57,30 @@ def foreign_format(head: bytes) -> tuple[str, str] | None:
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
         return "a safetensors file (weights without a graph)", _EXPORT
     return None
+
+
+def is_zip(head: bytes) -> bool:
+    """Whether a file is a zip archive, as torch.export programs are."""
+    return head.startswith(b"PK\x03\x04")
+
+
+def zip_kind(names: Sequence[str]) -> tuple[str, str]:
+    """Name the kind of a zip archive that is no torch.export program.
+
+    Args:
+        names: of its members.
+
+    Returns:
+        (what the file is, what to do next).
+    """
+    if "serialized_exported_program.json" in names:
+        return "a torch.export program of PyTorch before 2.8", "save it again with torch.export.save of 2.9 or later"
+    if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
+        return "a TorchScript module (PyTorch), which may hold code and pickles", _EXPORT_TORCH
+    if any(name.endswith("data.pkl") for name in names):
+        return "a PyTorch pickle, weights without a graph or a whole module", _EXPORT_TORCH
+    if any(name.endswith(".npy") for name in names):
+        return "an archive of NumPy arrays (.npz)", _EXPORT
+    if any(name.endswith(".weights.h5") for name in names):
+        return "a Keras archive", _EXPORT
+    return "a zip archive", _UNPACK

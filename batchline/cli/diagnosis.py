@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchline.cli.installation import Finding
 from batchline.cli.output import counted, seconds
+from batchline.model import TORCH_FILE
 
 if TYPE_CHECKING:
     from batchline.model import ModelSpec
@@ -135,6 +136,8 @@ def _why(
     loaded = [w for w in serving if entry.ref in w.models.split()]
     if not loaded:
         having = f"None of the {counted(len(serving), 'live worker')} of its pool {entry.pool} has loaded it"
+        if entry.spec.file == TORCH_FILE:
+            return f"{having}: it needs workers with PyTorch (batchline[torch]); look for `model passed over` {_LOGS}."
         return f"{having}: look for `model cannot be loaded` in their logs {_LOGS}."
     speed = sum(w.rows_per_s for w in loaded)
     if not speed:

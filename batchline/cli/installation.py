@@ -1,4 +1,4 @@
-"""Is what is installed here whole? Python, our five packages, one ONNX Runtime."""
+"""Is what is installed here whole? Python, our five packages, the runtimes of models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGES = ("batchline", "api", "workers", "scheduler", "autoscaler")
-RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "torch")
 _OLDEST = (3, 11)
 
 
@@ -60,15 +60,20 @@ def packages(location: Callable[[str], Path | None], owners: Mapping[str, list[s
 
 
 def runtime(installed: list[str]) -> Finding:
-    """The two distributions of ONNX Runtime overwrite each other's files."""
-    if len(installed) > 1:
+    """The two distributions of ONNX Runtime overwrite each other's files; PyTorch stands beside either."""
+    if len(set(installed) - {"torch"}) > 1:
         advice = "pip uninstall both, then install one of batchline[worker-cpu] and batchline[worker-gpu]."
         return Finding(
-            "runtime", False, " and ".join(installed) + " are both installed and overwrite each other", advice
+            "runtime",
+            False,
+            " and ".join(n for n in installed if n != "torch") + " are both installed and overwrite each other",
+            advice,
         )
     if not installed:
-        return Finding("runtime", True, "no ONNX Runtime: no worker can run here")
-    return Finding("runtime", True, f"{installed[0]} {importlib.metadata.version(installed[0])}")
+        return Finding("runtime", True, "neither ONNX Runtime nor PyTorch: no worker can run here")
+    found = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in installed)
+    lacks = "" if "torch" in installed else "; no PyTorch: a worker here leaves .pt2 models to others"
+    return Finding("runtime", True, found + lacks)
 
 
 def _location(name: str) -> Path | None:

@@ -66,7 +66,9 @@ def _tensors(tensors: tuple[dict[str, object], ...]) -> str:
 @app.command("import")
 def import_model(
     name: Annotated[str, typer.Argument(help="The model's name; a new one, or one that gets its next version.")],
-    path: Annotated[Path, typer.Argument(exists=True, help="An .onnx file, or a folder that holds model.onnx.")],
+    path: Annotated[
+        Path, typer.Argument(exists=True, help="An .onnx or .pt2 file, or a folder with model.onnx or model.pt2.")
+    ],
     *,
     max_batch_size: Annotated[int | None, typer.Option(min=1, help="Most rows of one forward pass.")] = None,
     max_queue_delay_microseconds: Annotated[
@@ -81,7 +83,7 @@ def import_model(
     folder: Folder = FOLDER,
     as_json: Json = False,
 ) -> None:
-    """Check an ONNX model and add it as a new version.
+    """Check an ONNX or PyTorch model and add it as a new version.
 
     It goes into the repository (BATCHLINE_MODELS, else ./models), into the blob store (BATCHLINE_BLOBS), from where
     workers without that folder fetch it, and into the catalogue.

@@ -93,6 +93,10 @@ def _find(versions: Versions, name: str, version: str) -> ModelSpec:
     record = versions.find(name, version or None)
     if record is None:
         raise ModelError(f"{name} has no version {version!r}: it {versions.must_be(name, version or None)}.")
+    from batchline.model import MODEL_FILE
+
+    if record.spec.file != MODEL_FILE:
+        raise ModelError(f"{record.spec.ref} is a PyTorch program: int8 copies are made of ONNX models only.")
     return record.spec
 
 

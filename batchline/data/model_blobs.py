@@ -1,6 +1,6 @@
 """The files of registered models in the blob store, each under its sha256: whoever knows the digest can check them.
 
-    models/SHA256      a model.onnx, a tokenizer.json, ...; the spec in the catalogue names them by digest
+    models/SHA256      a model.onnx or model.pt2, a tokenizer.json, ...; the spec in the catalogue names them by digest
 
 They are written before a model is registered and never change, so that a worker needs no folder of models: it fetches
 what the catalogue names, and takes nothing whose sha256 is another.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from batchline.data.blobs import CHUNK_BYTES, Blobs
 from batchline.errors import ModelError, SourceError
-from batchline.model import MODEL_FILE, ModelSpec
+from batchline.model import ModelSpec
 
 MOST_BYTES = 2**31 - 1
 """Of one file, where its size is not known: what ONNX allows."""
@@ -49,7 +49,7 @@ class ModelBlobs:
         try:
             for name, digest in spec.files.items():
                 with self._blobs.open(_key(digest)) as blob:
-                    if name == MODEL_FILE and blob.size != spec.size_bytes:
+                    if name == spec.file and blob.size != spec.size_bytes:
                         return False
         except SourceError:
             return False

@@ -220,6 +220,8 @@ def test_two_runtimes_are_broken() -> None:
     """onnxruntime and onnxruntime-gpu write the same files."""
     assert not installation.runtime(["onnxruntime", "onnxruntime-gpu"]).well
     assert installation.runtime([]).well
+    assert not installation.runtime(["onnxruntime", "onnxruntime-gpu", "torch"]).well
+    assert "leaves .pt2 models to others" in installation.runtime(["onnxruntime"]).detail
 
 
 def test_an_old_python_is_not_well() -> None:
