@@ -17,7 +17,7 @@ from workers.models import LoadedModel
 log = logging.getLogger("workers")
 
 _HEADS_S = 0.05
-"""So long is an answer about the heads of the queues good enough to choose by."""
+"""So long is an answer about the heads of the queues good enough to choose by, where one model has all the work."""
 _WHOLE_S = 0.5
 """So often is a queue looked at from its very beginning: jobs that come back, and urgent ones, have old ranks."""
 _CHEAP_S = 0.01
@@ -78,6 +78,8 @@ class _Known:
 
     heads: list[Head] = field(default_factory=list[Head])
     at: float = 0.0
+    models: set[int] = field(default_factory=set[int])
+    """Whose heads have ever been seen."""
     lowest: int = 0
     """The floor of a look at the heads."""
     floors: dict[int, int] = field(default_factory=dict[int, int])
@@ -86,11 +88,16 @@ class _Known:
     whole_s: tuple[float, float] = (0.0, 0.0)
     """What the last two looks at the whole took; the quicker counts, since a busy machine only ever adds."""
 
-    @property
-    def has_only_copies(self) -> bool:
-        """Whether nothing but copies of jobs waits."""
+    def is_good(self, now: float) -> bool:
+        """Whether the last look is good enough to choose by.
+
+        Who claims by an old look may use up the nudge for a job of another model that has come since, and that job
+        would wait until somebody looks unasked: no old look where there are others, nor where only copies wait.
+        """
+        if not self.heads or len(self.models) > 1 or now - self.at > _HEADS_S:
+            return False
         far = time.time() * 1e6 + _FAR_US
-        return all(h.rank > far for h in self.heads)
+        return any(h.rank <= far for h in self.heads)
 
     def may_look(self, now: float, *, busy: bool) -> bool:
         """Whether it is time for a look at the whole."""
@@ -103,6 +110,7 @@ class _Known:
         """Keep an answer about the heads, and what follows from it for the floors."""
         self.at = time.monotonic()
         self.heads = heads
+        self.models |= {h.model_id for h in heads}
         if whole:
             self.whole_at, self.whole_s = self.at, (self.whole_s[1], self.at - started)
         normal = [h for h in heads if not h.suspect]
@@ -135,8 +143,7 @@ class Claimer:
         """The head to serve next; suspects and normal work take turns."""
         self._sort_out(worker_id)
         known = self._known[lane]
-        # Who claims copies by an old look would use up the nudge of a client's job that has come since.
-        if not known.heads or time.monotonic() - known.at > _HEADS_S or known.has_only_copies:
+        if not known.is_good(time.monotonic()):
             self._ask(lane, known)
         heads = self._servable(known.heads)
         normal = preferred([h for h in heads if not h.suspect], is_loaded, may_load=may_load)

@@ -186,3 +186,19 @@ def test_copies_that_wait_hide_nothing_that_is_submitted_after_them(clock, pause
     queues.heads_of[Lane.ONLINE] = [new, copies]
     assert claimer.choose(WORKER, Lane.ONLINE, lambda _: True, may_load=True) == new
     assert queues.floors.count(0) == 1
+
+
+def test_an_old_look_hides_no_job_of_another_model(clock):
+    """The nudge for it would be used up by a claim of what the look had shown, and it would wait until somebody looks unasked."""
+    queues = Queues(clock)
+    claimer = Claimer(queues, "cpu", list)
+    one, other = Head(1, NOW_US, False), Head(2, NOW_US + 1, False)
+    queues.heads_of[Lane.ONLINE] = [one, other]
+    claimer.choose(WORKER, Lane.ONLINE, lambda _: True, may_load=True)
+    clock.now += 0.1
+    queues.heads_of[Lane.ONLINE] = [one]
+    claimer.choose(WORKER, Lane.ONLINE, lambda _: True, may_load=True)
+    queues.heads_of[Lane.ONLINE] = [one, other]
+    clock.now += 0.01
+    claimer.choose(WORKER, Lane.ONLINE, lambda _: True, may_load=True)
+    assert claimer.others_wait(Lane.ONLINE, 1)
