@@ -189,7 +189,7 @@ def test_copies_that_wait_hide_nothing_that_is_submitted_after_them(clock, pause
 
 
 def test_an_old_look_hides_no_job_of_another_model(clock):
-    """The nudge for it would be used up by a claim of what the look had shown, and it would wait until somebody looks unasked."""
+    """A claim of what the old look had shown would use up the nudge for it; it would wait for a look unasked."""
     queues = Queues(clock)
     claimer = Claimer(queues, "cpu", list)
     one, other = Head(1, NOW_US, False), Head(2, NOW_US + 1, False)
