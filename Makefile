@@ -28,8 +28,8 @@ demo-nightly: install  ## A schedule scores a Postgres table into a table of sco
 burst: install  ## 20,000 jobs out of idleness: workers come and go; checked, drawn into docs/; stops by itself
 	@$(BIN)/python examples/burst.py docs/autoscaler-burst.png
 
-test: install  ## Every test but chaos, a process for each core; starts and stops its own Postgres and Valkey
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 25
+test: install  ## Every test but chaos, in three processes (they wait a good deal); starts and stops its own Postgres and Valkey
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 25
 
 test-torch: install  ## PyTorch models; installs PyTorch into .venv as pip is set up (PIP_EXTRA_INDEX_URL for the small CPU build)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check '$(TORCH)'

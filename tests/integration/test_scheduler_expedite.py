@@ -41,7 +41,7 @@ class Pool:
         self.ended: dict[str, float] = {}
         self.chore: Any = None
         self.model: Any = None
-        monkeypatch.setattr(claiming, "time", types.SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(claiming, "time", types.SimpleNamespace(monotonic=lambda: self.now, time=lambda: self.now))
 
     def a_model(self, name: str = "digits") -> int:
         self.model = types.SimpleNamespace(id=self.store.catalogue.register_model(stack.a_spec(name)))
