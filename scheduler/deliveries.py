@@ -26,7 +26,7 @@ log = logging.getLogger("scheduler.webhooks")
 THREADS = 128
 """Messages under way at most, in this process. They wait for receivers; a thread is made when it is needed."""
 LEASE_S = TIMEOUT_S + 5.0
-IDLE_S = 0.25
+IDLE_S = 0.5
 """How often it is asked whether a message is due."""
 _PORTION = 32
 _OVERDUE_S = 5.0
